@@ -1,0 +1,1 @@
+"""calm_megatron: pretrain continuous autoregressive language models at scale."""

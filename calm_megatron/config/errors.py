@@ -1,0 +1,38 @@
+"""The one exception for what a user can mend: shown as one message, never as a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something outside the code is wrong: a file, a setting, an environment.
+
+    Args:
+        what: what is wrong, in a sentence.
+        where: file, line, setting or rank that it concerns.
+        what_to_do: the next step for the user.
+    """
+
+    def __init__(self, what: str, where: str = "", what_to_do: str = "") -> None:
+        self.what, self.where, self.what_to_do = what, where, what_to_do
+        super().__init__(what, where, what_to_do)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.what_to_do:
+            lines.append(f"  to do: {self.what_to_do}")
+        return "\n".join(lines)
+
+
+def run_command_line(main: Callable[[], int | None]) -> None:
+    """Run a command line's `main`: a `UserError` becomes one message on stderr and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -1,0 +1,211 @@
+"""What a run is: one frozen tree of dataclasses, with Megatron's option names where Megatron has the option.
+
+The tree holds plain values only and imports no torch, so that planners and launchers can read it.
+`files.py` builds it from YAML and the command line, `checks.py` refuses what cannot work.
+
+Units: lengths and batch sizes in tokens or sequences as the names say, durations in seconds.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Who the run is and where everything it writes lives."""
+
+    directory: str
+    """Folder of the run: config, checkpoints, logs, TensorBoard events and report."""
+    seed: NonNegativeInt = 1234
+    """Root of all randomness: initial weights, data order and noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The autoencoder of K tokens and one latent vector (CALM, section 3). Defaults are the official ones."""
+
+    type: Literal["autoencoder"] = "autoencoder"
+    vocab_size: PositiveInt
+    """Entries of the vocabulary, the pad token included; must be the data set's."""
+    patch_size: PositiveInt = 4
+    """K, tokens per latent vector."""
+    latent_size: PositiveInt = 128
+    hidden_size: PositiveInt = 512
+    ffn_hidden_size: PositiveInt = 1280
+    num_encoder_layers: PositiveInt = 2
+    """Half of them work on single tokens, half on the patch."""
+    num_decoder_layers: PositiveInt = 2
+    layernorm_epsilon: PositiveFloat = 1e-6
+    init_method_std: PositiveFloat = 0.02
+    dropout: Fraction = 0.15
+    """Share of tokens replaced by id 0, and of latent elements dropped, in training."""
+    kl_clamp: NonNegativeFloat = 0.5
+    """Free bits: smallest KL counted per latent element, in nats."""
+    kl_weight: NonNegativeFloat = 1e-3
+    round_embedding_to_bf16: bool = False
+    """Round the token embedding to bf16 in training, as the official code does even in fp32 runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyHeadConfig:
+    """The one-step generative head trained by the energy score (CALM, section 4)."""
+
+    type: Literal["energy"] = "energy"
+    num_layers: PositiveInt = 4
+    """Residual blocks of the head."""
+    noise_size: PositiveInt = 64
+    num_samples: Annotated[int, Field(ge=2)] = 8
+    """N, vectors drawn by the model for each patch in training."""
+    num_target_samples: PositiveInt = 100
+    """M, vectors drawn from the autoencoder's posterior for each patch."""
+    beta: Annotated[float, Field(gt=0, lt=2)] = 1.0
+    """Exponent of the distance; the score is strictly proper within (0, 2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalmConfig:
+    """The continuous autoregressive language model: Transformer over patches and a generative head."""
+
+    type: Literal["calm"] = "calm"
+    autoencoder: str
+    """Run folder or checkpoint of the frozen autoencoder."""
+    vocab_size: PositiveInt
+    patch_size: PositiveInt = 4
+    latent_size: PositiveInt = 128
+    input: Literal["tokens", "latents"] = "tokens"
+    """What the backbone reads: compressed token embeddings, or the frozen encoder's mean latents."""
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    ffn_hidden_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_query_groups: PositiveInt | None = None
+    """Groups of grouped-query attention; none means one per head."""
+    rotary_base: PositiveFloat = 10000.0
+    layernorm_epsilon: PositiveFloat = 1e-6
+    init_method_std: PositiveFloat = 0.02
+    head: EnergyHeadConfig = field(default_factory=EnergyHeadConfig)
+
+
+ModelConfig = Annotated[AutoencoderConfig | CalmConfig, Field(discriminator="type")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which tokens the run sees. Prefixes name megatron-core `.bin`/`.idx` pairs, without the ending."""
+
+    data_path: str | None = None
+    """One data set, cut into training, validation and test documents by `split`."""
+    split: str = "98,1,1"
+    train_data_path: str | None = None
+    valid_data_path: str | None = None
+    test_data_path: str | None = None
+    seq_length: PositiveInt = 2048
+    """Tokens per sequence; a multiple of the patch size."""
+    align_documents: bool = True
+    """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as the official code does."""
+    reset_attention_mask: bool = True
+    """Keep attention within a document; false lets it reach across, as the official code does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule. No decay on biases and norm weights."""
+
+    lr: PositiveFloat = 3e-4
+    min_lr: NonNegativeFloat = 0.0
+    lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = "constant"
+    lr_warmup_iters: NonNegativeInt = 0
+    lr_decay_iters: PositiveInt | None = None
+    """Step at which `min_lr` is reached; none means the last training step."""
+    lr_wsd_decay_iters: PositiveInt | None = None
+    """Steps of the last phase of WSD (warm-up, stable, decay)."""
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential"] = "linear"
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    clip_grad: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and in which batches."""
+
+    train_iters: PositiveInt
+    micro_batch_size: PositiveInt = 1
+    global_batch_size: PositiveInt = 1
+    rampup_batch_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """(start, increment, samples): grow the global batch from `start` in steps of `increment` over `samples` samples."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the layers; bf16 keeps fp32 master weights and fp32 gradient sums."""
+    recompute_granularity: Literal["none", "full"] = "none"
+    """`full` keeps only each layer's input and computes the rest again in the backward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model is spread over ranks; data parallelism takes what is left of the world."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    distributed_timeout_minutes: PositiveFloat = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of the run is saved."""
+
+    save_interval: NonNegativeInt = 0
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept; older ones are deleted after a newer one is published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Validation during training and at its end."""
+
+    eval_interval: NonNegativeInt = 0
+    """Steps between validations; 0 validates at the end only."""
+    eval_iters: PositiveInt = 8
+    """Micro-batches of a validation during training."""
+    final_eval_iters: NonNegativeInt = 0
+    """Micro-batches of the validation at the end; 0 takes the whole validation set."""
+    noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+    """Autoencoder: standard deviations of the Gaussian noise of the robustness curve."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the intervals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What is told while training."""
+
+    log_interval: PositiveInt = 10
+    """Steps between printed lines; every step goes to the files."""
+    tensorboard: bool = True
+    progress_bar: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes; saved whole with the run and with each checkpoint."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,0 +1,1 @@
+"""Autoencoder, patch embedding, backbone and heads."""

@@ -1,0 +1,1 @@
+"""Generative heads: hidden state and noise to a sample of the next vector."""

@@ -1,0 +1,1 @@
+"""Will it fit, how fast; imports no torch."""

@@ -1,0 +1,1 @@
+"""The loop and its engine; read loop.py first."""
