@@ -9,17 +9,25 @@ Units: lengths and batch sizes in tokens or sequences as the names say, duration
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+# Strict: `true` is no number and "8" is no integer; a wrong type is a slip to be shown, not to be converted.
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
+NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+class Section:
+    """Base of all parts of a config: an unknown key is an error."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSection:
+class RunSection(Section):
     """Who the run is and where everything it writes lives."""
 
     directory: str
@@ -29,7 +37,7 @@ class RunSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Section):
     """The autoencoder of K tokens and one latent vector (CALM, section 3). Defaults are the official ones."""
 
     type: Literal["autoencoder"] = "autoencoder"
@@ -50,28 +58,28 @@ class AutoencoderConfig:
     kl_clamp: NonNegativeFloat = 0.5
     """Free bits: smallest KL counted per latent element, in nats."""
     kl_weight: NonNegativeFloat = 1e-3
-    round_embedding_to_bf16: bool = False
+    round_embedding_to_bf16: Switch = False
     """Round the token embedding to bf16 in training, as the official code does even in fp32 runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnergyHeadConfig:
+class EnergyHeadConfig(Section):
     """The one-step generative head trained by the energy score (CALM, section 4)."""
 
     type: Literal["energy"] = "energy"
     num_layers: PositiveInt = 4
     """Residual blocks of the head."""
     noise_size: PositiveInt = 64
-    num_samples: Annotated[int, Field(ge=2)] = 8
+    num_samples: Annotated[int, Field(ge=2, strict=True)] = 8
     """N, vectors drawn by the model for each patch in training."""
     num_target_samples: PositiveInt = 100
     """M, vectors drawn from the autoencoder's posterior for each patch."""
-    beta: Annotated[float, Field(gt=0, lt=2)] = 1.0
+    beta: Annotated[float, Field(gt=0, lt=2, strict=True)] = 1.0
     """Exponent of the distance; the score is strictly proper within (0, 2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalmConfig:
+class CalmConfig(Section):
     """The continuous autoregressive language model: Transformer over patches and a generative head."""
 
     type: Literal["calm"] = "calm"
@@ -98,7 +106,7 @@ ModelConfig = Annotated[AutoencoderConfig | CalmConfig, Field(discriminator="typ
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """Which tokens the run sees. Prefixes name megatron-core `.bin`/`.idx` pairs, without the ending."""
 
     data_path: str | None = None
@@ -109,14 +117,14 @@ class DataConfig:
     test_data_path: str | None = None
     seq_length: PositiveInt = 2048
     """Tokens per sequence; a multiple of the patch size."""
-    align_documents: bool = True
+    align_documents: Switch = True
     """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as the official code does."""
-    reset_attention_mask: bool = True
+    reset_attention_mask: Switch = True
     """Keep attention within a document; false lets it reach across, as the official code does."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule. No decay on biases and norm weights."""
 
     lr: PositiveFloat = 3e-4
@@ -137,7 +145,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Section):
     """How long and in which batches."""
 
     train_iters: PositiveInt
@@ -152,16 +160,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
+class ParallelConfig(Section):
     """How the model is spread over ranks; data parallelism takes what is left of the world."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     distributed_timeout_minutes: PositiveFloat = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When the state of the run is saved."""
 
     save_interval: NonNegativeInt = 0
@@ -171,7 +179,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """Validation during training and at its end."""
 
     eval_interval: NonNegativeInt = 0
@@ -182,22 +190,22 @@ class EvaluationConfig:
     """Micro-batches of the validation at the end; 0 takes the whole validation set."""
     noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     """Autoencoder: standard deviations of the Gaussian noise of the robustness curve."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95
     """Level of the intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Section):
     """What is told while training."""
 
     log_interval: PositiveInt = 10
     """Steps between printed lines; every step goes to the files."""
-    tensorboard: bool = True
-    progress_bar: bool = True
+    tensorboard: Switch = True
+    progress_bar: Switch = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Section):
     """Everything that decides what a run computes; saved whole with the run and with each checkpoint."""
 
     run: RunSection

@@ -1,0 +1,156 @@
+"""Refuse settings that contradict each other, when the config is read and before any process group exists.
+
+Each check returns the reason and the nearest values that work; all reasons are shown at once.
+"""
+
+from collections.abc import Iterator
+
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
+
+
+def check(config: RunConfig) -> None:
+    """Raise a `UserError` that lists every contradiction within the config."""
+    problems = [*_model(config), *_data(config), *_batches(config), *_schedule(config), *_precision(config)]
+    if problems:
+        raise UserError("\n".join(problems), "the config of this run")
+
+
+def check_world(config: RunConfig, data_parallel_size: int) -> None:
+    """Raise a `UserError` when the batch sizes do not fit the number of data-parallel ranks."""
+    per_step = config.train.micro_batch_size * data_parallel_size
+    sizes = {"train.global_batch_size": config.train.global_batch_size}
+    if config.train.rampup_batch_size:
+        start, increment, _ = config.train.rampup_batch_size
+        sizes |= {"the start of train.rampup_batch_size": start, "its increment": increment}
+    problems = [
+        f"{name} = {size} is no multiple of micro_batch_size x data-parallel ranks = {config.train.micro_batch_size}"
+        f" x {data_parallel_size}; nearest that work: {nearest_multiples(size, per_step)}"
+        for name, size in sizes.items()
+        if size % per_step
+    ]
+    if problems:
+        raise UserError("\n".join(problems), f"{data_parallel_size} data-parallel ranks")
+
+
+def nearest_multiples(value: int, factor: int) -> str:
+    """The multiples of `factor` next to `value`, as text for a message."""
+    below = value // factor * factor
+    return " or ".join(str(number) for number in (below, below + factor) if number > 0)
+
+
+def _nearest_divisors(value: int, number: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return " or ".join(str(d) for d in sorted(divisors, key=lambda d: abs(d - value))[:2])
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if isinstance(model, AutoencoderConfig):
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            layers = getattr(model, name)
+            if layers % 2:
+                yield (
+                    f"model.{name} = {layers}: half of the layers work on tokens and half on patches, so an odd one "
+                    f"would stay unused; nearest that work: {nearest_multiples(layers, 2)}"
+                )
+    if isinstance(model, CalmConfig):
+        heads = model.num_attention_heads
+        if model.hidden_size % heads:
+            yield (
+                f"model.hidden_size = {model.hidden_size} is no multiple of model.num_attention_heads = {heads}; "
+                f"nearest head counts: {_nearest_divisors(heads, model.hidden_size)}"
+            )
+        elif model.hidden_size // heads % 2:
+            yield f"rotary embedding needs an even head size; {model.hidden_size} / {heads} is odd"
+        groups = model.num_query_groups
+        if groups is not None and heads % groups:
+            yield (
+                f"model.num_query_groups = {groups} does not divide model.num_attention_heads = {heads}; "
+                f"nearest that work: {_nearest_divisors(groups, heads)}"
+            )
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    data, patch_size = config.data, config.model.patch_size
+    if data.seq_length % patch_size:
+        yield (
+            f"data.seq_length = {data.seq_length} is no multiple of model.patch_size = {patch_size}; "
+            f"nearest that work: {nearest_multiples(data.seq_length, patch_size)}"
+        )
+    elif isinstance(config.model, CalmConfig) and data.seq_length < 2 * patch_size:
+        yield f"data.seq_length = {data.seq_length}: CALM predicts from one patch the next, so give it at least two"
+    explicit = [data.train_data_path, data.valid_data_path, data.test_data_path]
+    if data.data_path and any(explicit):
+        yield "data.data_path (one set, cut by data.split) and data.train_data_path etc. exclude each other"
+    if not data.data_path and not data.train_data_path:
+        yield "set data.data_path (one set, cut by data.split) or data.train_data_path with data.valid_data_path"
+    if data.train_data_path and not data.valid_data_path:
+        yield "data.train_data_path needs data.valid_data_path beside it"
+    if data.data_path:
+        yield from _split(data.split)
+
+
+def _split(split: str) -> Iterator[str]:
+    try:
+        shares = [float(part) for part in split.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or min(shares, default=-1) < 0 or sum(shares) <= 0:
+        yield f"data.split = '{split}' must be three shares, training, validation and test, such as 98,1,1"
+    elif shares[0] <= 0 or shares[1] <= 0:
+        yield f"data.split = '{split}' leaves nothing for training or validation"
+
+
+def _batches(config: RunConfig) -> Iterator[str]:
+    train = config.train
+    if train.global_batch_size % train.micro_batch_size:
+        yield (
+            f"train.global_batch_size = {train.global_batch_size} is no multiple of train.micro_batch_size = "
+            f"{train.micro_batch_size}; nearest that work: "
+            f"{nearest_multiples(train.global_batch_size, train.micro_batch_size)}"
+        )
+    if train.rampup_batch_size:
+        start, increment, _ = train.rampup_batch_size
+        if start > train.global_batch_size:
+            yield f"train.rampup_batch_size starts at {start}, above global_batch_size = {train.global_batch_size}"
+        elif (train.global_batch_size - start) % increment:
+            yield (
+                f"train.rampup_batch_size = {list(train.rampup_batch_size)} does not reach global_batch_size = "
+                f"{train.global_batch_size} in steps of {increment}"
+            )
+
+
+def _schedule(config: RunConfig) -> Iterator[str]:
+    schedule, iters = config.optimizer, config.train.train_iters
+    decay = schedule.lr_decay_iters or iters
+    if schedule.min_lr > schedule.lr:
+        yield f"optimizer.min_lr = {schedule.min_lr} is above optimizer.lr = {schedule.lr}"
+    if schedule.lr_decay_style == "constant":
+        for name in ("lr_decay_iters", "lr_wsd_decay_iters"):
+            if getattr(schedule, name) is not None:
+                yield f"optimizer.{name} has no effect with lr_decay_style = constant; leave it out"
+        if schedule.min_lr:
+            yield "optimizer.min_lr has no effect with lr_decay_style = constant; leave it out"
+    elif schedule.lr_warmup_iters >= decay:
+        yield f"optimizer.lr_warmup_iters = {schedule.lr_warmup_iters} must be below the {decay} steps of the schedule"
+    if schedule.lr_decay_style == "WSD":
+        if schedule.lr_wsd_decay_iters is None:
+            yield "optimizer.lr_decay_style = WSD needs optimizer.lr_wsd_decay_iters, the steps of its last phase"
+        elif schedule.lr_wsd_decay_iters + schedule.lr_warmup_iters > decay:
+            yield (
+                f"warm-up ({schedule.lr_warmup_iters}) and decay ({schedule.lr_wsd_decay_iters}) are longer than the "
+                f"{decay} steps of the schedule"
+            )
+        if schedule.lr_wsd_decay_style == "exponential" and not schedule.min_lr:
+            yield "optimizer.lr_wsd_decay_style = exponential needs optimizer.min_lr above 0"
+    elif schedule.lr_wsd_decay_iters is not None:
+        yield f"optimizer.lr_wsd_decay_iters has no effect with lr_decay_style = {schedule.lr_decay_style}"
+
+
+def _precision(config: RunConfig) -> Iterator[str]:
+    if config.train.precision == "bf16" and config.parallel.zero_stage == 0:
+        yield (
+            "train.precision = bf16 with parallel.zero_stage = 0 would sum gradients in bf16 (DeepSpeed has no fp32 "
+            "accumulation there); use parallel.zero_stage=1, which costs no memory even on one rank"
+        )

@@ -1,0 +1,142 @@
+"""Temperature for a model that can be sampled but has no logits: the batch approximation for T = 1/n.
+
+Sampling at temperature T draws from P(x)^(1/T) / Z. For T = 1/n, P(x)^n is the probability that n independent draws all
+give x, so one could draw n at a time until they agree. The batch approximation looks at a pool of N draws at once: an
+outcome seen c times could be the common value of comb(c, n) groups of n draws, and is chosen in proportion to that number
+(arXiv 2510.27688, section "Likelihood-free language modeling", temperature sampling). As N grows, comb(c, n) / N^n tends to
+P(x)^n / n!, so the choice tends to the exact law. When nothing was seen n times, n - 1 takes its place, and so on down to 1:
+small pools give a temperature that is a little too high, never an error.
+
+An outcome is a patch: a tuple of K tokens.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from calm_megatron.config.errors import UserError
+
+_TOLERANCE: Final = 0.0025
+"""How far n * T may be from 1: lets 0.333 and 0.167 stand for 1/3 and 1/6."""
+
+
+def temperature_order(temperature: float) -> int:
+    """Return n of the temperature 1/n.
+
+    Raises:
+        UserError: the temperature is no 1/n; the message names the nearest ones.
+    """
+    if not 0.0 < temperature <= 1.0 + _TOLERANCE:
+        raise UserError(f"temperature {temperature:g} is not in (0, 1]", "temperature", "use 1, 0.5, 0.333, 0.25, ...")
+    order = max(1, round(1.0 / temperature))
+    if abs(order * temperature - 1.0) > _TOLERANCE:
+        below, above = int(1.0 / temperature), int(1.0 / temperature) + 1
+        raise UserError(
+            f"temperature {temperature:g} is not 1/n for a whole n, which this sampler needs",
+            "temperature",
+            f"use {1 / below:.4g} (1/{below}) or {1 / above:.4g} (1/{above})",
+        )
+    return order
+
+
+def _same_outcome(pool_BNK: Tensor) -> tuple[Tensor, Tensor]:
+    """Count equal outcomes in each row.
+
+    Returns:
+        count_BN: how often the outcome at this place occurs in its row.
+        is_first_BN: whether this is its first occurrence.
+    """
+    rows, draws, patch_size = pool_BNK.shape
+    places = rows * draws
+    # Tokens are folded into one number per draw, made small again after each: exact, for any K and vocabulary below 2^31.
+    group_A = torch.arange(rows, device=pool_BNK.device).repeat_interleave(draws)
+    lowest = pool_BNK.min()
+    spread = pool_BNK.max() - lowest + 1
+    for k in range(patch_size):
+        folded_A = group_A * spread + (pool_BNK[:, :, k].reshape(places) - lowest)
+        _, group_A = torch.unique(folded_A, return_inverse=True)
+    count_G = torch.bincount(group_A)
+    place_A = torch.arange(places, device=pool_BNK.device)
+    first_G = torch.full_like(count_G, places).scatter_reduce_(0, group_A, place_A, reduce="amin")
+    return count_G[group_A].view(rows, draws), (first_G[group_A] == place_A).view(rows, draws)
+
+
+def combinations(count: Tensor, order: Tensor, largest_order: int) -> Tensor:
+    """Return comb(count, order) elementwise in float64.
+
+    Every intermediate product is itself a binomial coefficient, so results below 2^53 are exact, and larger ones (a count
+    of 500 and order 10 gives 2.5e20) carry a relative error of some 1e-15, which no choice between weights can show.
+
+    Args:
+        count: non-negative whole numbers.
+        order: whole numbers from 0 to `largest_order`, broadcastable to `count`.
+        largest_order: number of factors to go through.
+    """
+    result = torch.ones(count.shape, dtype=torch.float64, device=count.device)
+    for i in range(largest_order):
+        result = torch.where(i < order, result * (count - i).clamp(min=0) / (i + 1), result)
+    return result
+
+
+def temperature_weights(pool_BNK: Tensor, order: int, usable_BN: Tensor | None = None) -> Tensor:
+    """Return the weight of each draw of the pool at temperature 1/order.
+
+    An outcome that occurs several times has its whole weight at its first occurrence and zero at the others, so the places
+    with a positive weight are the candidates in the order of first appearance.
+
+    Args:
+        pool_BNK: tokens of N draws for each of B rows.
+        order: n of T = 1/n.
+        usable_BN: draws that take part; none means all. A row without one has no weight at all.
+
+    Returns:
+        weights_BN in float64, comb(count, n) with the largest n' <= n for which the row has a candidate.
+    """
+    if usable_BN is not None:
+        # An extra token tells the draws that take part from the others, so that they are never counted together.
+        pool_BNK = torch.cat([pool_BNK, usable_BN.unsqueeze(-1).to(pool_BNK)], dim=-1)
+    count_BN, candidate_BN = _same_outcome(pool_BNK)
+    if usable_BN is not None:
+        candidate_BN = candidate_BN & usable_BN
+    seen_BN = count_BN * candidate_BN
+    order_B1 = seen_BN.amax(dim=1, keepdim=True).clamp(max=order)
+    return combinations(seen_BN, order_B1, order) * (seen_BN > 0)
+
+
+def select_index(weights_BN: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return index_B, for each row a place drawn in proportion to its weight, by inverting the cumulative sum.
+
+    Args:
+        weights_BN: float64 weights, at least one positive in each row.
+        uniform_B: float64 numbers in [0, 1), the randomness of the choice.
+    """
+    cumulative_BN = weights_BN.cumsum(dim=1)
+    aim_B1 = uniform_B.to(cumulative_BN).unsqueeze(1) * cumulative_BN[:, -1:]
+    index_B = torch.searchsorted(cumulative_BN, aim_B1, right=True).squeeze(1)
+    # Rounding may lift the aim onto the total, behind the last positive weight.
+    last_B = (cumulative_BN < cumulative_BN[:, -1:]).sum(dim=1)
+    return torch.minimum(index_B, last_B)
+
+
+def select(pool_BNK: Tensor, order: int, uniform_B: Tensor, usable_BN: Tensor | None = None) -> Tensor:
+    """Choose one outcome a row at temperature 1/order.
+
+    At temperature 1 it is the first draw that takes part, which needs no pool and no randomness of its own.
+
+    Args:
+        pool_BNK: tokens of N draws for each of B rows.
+        order: n of T = 1/n.
+        uniform_B: numbers in [0, 1) that make the choice.
+        usable_BN: draws that take part, at least one in each row; none means all.
+
+    Returns:
+        patch_BK, the chosen tokens.
+    """
+    if order > 1:
+        index_B = select_index(temperature_weights(pool_BNK, order, usable_BN), uniform_B)
+    elif usable_BN is not None:
+        index_B = usable_BN.long().argmax(dim=1)
+    else:
+        return pool_BNK[:, 0]
+    return pool_BNK[torch.arange(len(pool_BNK), device=pool_BNK.device), index_B]
