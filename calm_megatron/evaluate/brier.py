@@ -7,7 +7,7 @@ A model without probabilities has no perplexity. The Brier score of a distributi
 
 since 1{x = y} has the expectation P(y), and two draws collide with probability sum_x P(x)^2. Brier-n applies this to the
 next n tokens taken as one outcome, and BrierLM is the geometric mean of Brier-1 to Brier-4, times 100
-(arXiv 2510.27688, section "BrierLM").
+(arXiv 2510.27688, the part on evaluation by BrierLM).
 
 Each Brier-n is unbiased, for any number of patches. Their geometric mean is a non-linear function of four estimates, hence
 only consistent: its bias vanishes as the set grows, like the square of its standard error. That is why terms are averaged

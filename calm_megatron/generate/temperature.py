@@ -3,7 +3,7 @@
 Sampling at temperature T draws from P(x)^(1/T) / Z. For T = 1/n, P(x)^n is the probability that n independent draws all
 give x, so one could draw n at a time until they agree. The batch approximation looks at a pool of N draws at once: an
 outcome seen c times could be the common value of comb(c, n) groups of n draws, and is chosen in proportion to that number
-(arXiv 2510.27688, section "Likelihood-free language modeling", temperature sampling). As N grows, comb(c, n) / N^n tends to
+(arXiv 2510.27688, the batch approximation of its likelihood-free temperature sampling). As N grows, comb(c, n) / N^n tends to
 P(x)^n / n!, so the choice tends to the exact law. When nothing was seen n times, n - 1 takes its place, and so on down to 1:
 small pools give a temperature that is a little too high, never an error.
 
@@ -49,7 +49,7 @@ def _same_outcome(pool_BNK: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, draws, patch_size = pool_BNK.shape
     places = rows * draws
-    # Tokens are folded into one number per draw, made small again after each: exact, for any K and vocabulary below 2^31.
+    # Each token is folded into one number per draw, which `unique` makes small again (at most B * N): exact for any K.
     group_A = torch.arange(rows, device=pool_BNK.device).repeat_interleave(draws)
     lowest = pool_BNK.min()
     spread = pool_BNK.max() - lowest + 1
@@ -65,8 +65,9 @@ def _same_outcome(pool_BNK: Tensor) -> tuple[Tensor, Tensor]:
 def combinations(count: Tensor, order: Tensor, largest_order: int) -> Tensor:
     """Return comb(count, order) elementwise in float64.
 
-    Every intermediate product is itself a binomial coefficient, so results below 2^53 are exact, and larger ones (a count
-    of 500 and order 10 gives 2.5e20) carry a relative error of some 1e-15, which no choice between weights can show.
+    After each factor the value is a binomial coefficient again, so results are exact while the product before the division,
+    at most `order` times the result, stays below 2^53. Larger ones (a count of 500 and order 10 give 2.5e20) carry a
+    relative error of some 1e-15, which no choice between weights can show.
 
     Args:
         count: non-negative whole numbers.

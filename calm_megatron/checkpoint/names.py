@@ -1,0 +1,117 @@
+"""One table of weights: our name, the official name or names, and how they are joined.
+
+An entry with several official names joins them into one matrix of ours: `stack` puts them one after the other (gate and
+up of the feed-forward layer), `groups` interleaves query, key and value rows per query group, as megatron-core keeps them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from calm_megatron.config.schema import CalmConfig
+
+Join = Literal["same", "stack", "groups"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight of ours; `{i}` stands for the number of the layer or block."""
+
+    ours: str
+    official: tuple[str, ...]
+    join: Join = "same"
+
+
+def _both(ours: str, official: str) -> tuple[Entry, Entry]:
+    return Entry(f"{ours}.weight", (f"{official}.weight",)), Entry(f"{ours}.bias", (f"{official}.bias",))
+
+
+_LAYER, _OFFICIAL_LAYER = "layers.{i}", "transformer.layers.{i}"
+_BLOCK, _OFFICIAL_BLOCK = "head.blocks.{i}", "mlp_generator.mlp_blocks.{i}"
+
+CALM_ENTRIES: tuple[Entry, ...] = (
+    Entry("patch_embedding.embedding.tokens.weight", ("transformer.embed_tokens.weight",)),
+    *_both("patch_embedding.compression.linear_in", "embed_proj.0"),
+    *_both("patch_embedding.compression.linear_out", "embed_proj.2"),
+    *_both("patch_embedding.compression.norm", "embed_proj.3"),
+    Entry(f"{_LAYER}.input_layernorm.weight", (f"{_OFFICIAL_LAYER}.input_layernorm.weight",)),
+    Entry(
+        f"{_LAYER}.self_attention.linear_qkv.weight",
+        tuple(f"{_OFFICIAL_LAYER}.self_attn.{name}_proj.weight" for name in "qkv"),
+        "groups",
+    ),
+    Entry(f"{_LAYER}.self_attention.linear_proj.weight", (f"{_OFFICIAL_LAYER}.self_attn.o_proj.weight",)),
+    Entry(f"{_LAYER}.pre_mlp_layernorm.weight", (f"{_OFFICIAL_LAYER}.post_attention_layernorm.weight",)),
+    Entry(
+        f"{_LAYER}.mlp.linear_fc1.weight",
+        (f"{_OFFICIAL_LAYER}.mlp.gate_proj.weight", f"{_OFFICIAL_LAYER}.mlp.up_proj.weight"),
+        "stack",
+    ),
+    Entry(f"{_LAYER}.mlp.linear_fc2.weight", (f"{_OFFICIAL_LAYER}.mlp.down_proj.weight",)),
+    Entry("final_norm.weight", ("transformer.norm.weight",)),
+    *_both("head.input.noise_embd", "mlp_generator.noise_embd"),
+    *_both("head.input.hidden_embd", "mlp_generator.hidden_embd"),
+    *_both("head.input.norm_noise", "mlp_generator.norm_noise"),
+    *_both("head.input.norm_hidden", "mlp_generator.norm_hidden"),
+    *_both(f"{_BLOCK}.in_ln", f"{_OFFICIAL_BLOCK}.in_ln"),
+    *_both(f"{_BLOCK}.linear_in", f"{_OFFICIAL_BLOCK}.linears.0"),
+    *_both(f"{_BLOCK}.linear_mid", f"{_OFFICIAL_BLOCK}.linears.2"),
+    *_both(f"{_BLOCK}.linear_gate_up", f"{_OFFICIAL_BLOCK}.linears.4"),
+    *_both(f"{_BLOCK}.down_proj", f"{_OFFICIAL_BLOCK}.down_proj"),
+    *_both("head.output.in_ln", "mlp_generator.final_layer.in_ln"),
+    *_both("head.output.linear_in", "mlp_generator.final_layer.linears.0"),
+    *_both("head.output.linear_out", "mlp_generator.final_layer.linears.2"),
+)
+
+
+def entry_of(name: str) -> tuple[Entry, tuple[str, ...]]:
+    """The entry of one of our weights and its official names.
+
+    Raises:
+        KeyError: for a name that the table does not know.
+    """
+    for entry in CALM_ENTRIES:
+        match = re.fullmatch(re.escape(entry.ours).replace(r"\{i\}", r"(\d+)"), name)
+        if match:
+            number = match.group(1) if match.groups() else ""
+            return entry, tuple(official.replace("{i}", number) for official in entry.official)
+    raise KeyError(name)
+
+
+def from_official(official: Mapping[str, Tensor], names: Iterator[str], config: CalmConfig) -> dict[str, Tensor]:
+    """Our weights, by the given names of ours, from official ones.
+
+    Raises:
+        KeyError: naming the first official weight that is missing.
+    """
+    weights = {}
+    for name in names:
+        entry, sources = entry_of(name)
+        weights[name] = join([official[source] for source in sources], entry.join, config)
+    return weights
+
+
+def join(parts: list[Tensor], how: Join, config: CalmConfig) -> Tensor:
+    """Official matrices joined to ours."""
+    if how == "same":
+        return parts[0]
+    if how == "stack":
+        return torch.cat(parts)
+    groups = config.num_query_groups or config.num_attention_heads
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
+
+
+def split(weight: Tensor, how: Join, config: CalmConfig) -> list[Tensor]:
+    """The inverse of `join`; works on gradients as well."""
+    if how == "same":
+        return [weight]
+    if how == "stack":
+        return list(weight.chunk(2))
+    groups, heads = config.num_query_groups or config.num_attention_heads, config.num_attention_heads
+    head_size = config.hidden_size // heads
+    sizes = [heads // groups * head_size, head_size, head_size]
+    return [part.flatten(0, 1) for part in weight.unflatten(0, (groups, -1)).split(sizes, dim=1)]

@@ -1,0 +1,107 @@
+"""Read official checkpoints (github.com/shaochenze/calm): `config.json` with `model.safetensors`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from calm_megatron.checkpoint import names
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
+from calm_megatron.model.calm import Calm
+
+_SAME_VALUES = ("vocab_size", "patch_size", "latent_size", "hidden_size")
+
+
+def load_official_autoencoder(directory: Path) -> Autoencoder:
+    """An official autoencoder, in fp32. The tied output matrix may be absent, and must be equal where it is present."""
+    config, weights = _read(directory)
+    module = Autoencoder(autoencoder_config(config))
+    _load_autoencoder(module, weights, directory)
+    return module
+
+
+def load_official_calm(directory: Path, autoencoder: Path) -> Calm:
+    """An official CALM with the energy head, in fp32; needs process groups (parallel.grid)."""
+    config, weights = _read(directory)
+    frozen = FrozenAutoencoder(load_official_autoencoder(autoencoder))
+    model = Calm(calm_config(config, str(autoencoder)), frozen, pad_id=config["pad_token_id"])
+    try:
+        ours = names.from_official(weights, (name for name, _ in model.named_parameters()), model.config)
+    except KeyError as error:
+        raise UserError(f"the checkpoint has no weight {error}", str(directory)) from None
+    _copy(model, ours, directory)
+    return model
+
+
+def autoencoder_config(official: dict[str, Any]) -> AutoencoderConfig:
+    """Our config of an official autoencoder."""
+    return AutoencoderConfig(
+        **{name: official[name] for name in (*_SAME_VALUES, "num_encoder_layers", "num_decoder_layers")},
+        ffn_hidden_size=official["intermediate_size"],
+        layernorm_epsilon=official["rms_norm_eps"],
+        init_method_std=official["initializer_range"],
+        dropout=official["ae_dropout"],
+        kl_clamp=official["kl_clamp"],
+        kl_weight=official["kl_weight"],
+    )
+
+
+def calm_config(official: dict[str, Any], autoencoder: str) -> CalmConfig:
+    """Our config of an official CALM with the energy head."""
+    return CalmConfig(
+        autoencoder=autoencoder,
+        **{name: official[name] for name in _SAME_VALUES},
+        num_layers=official["num_hidden_layers"],
+        ffn_hidden_size=official["intermediate_size"],
+        num_attention_heads=official["num_attention_heads"],
+        num_query_groups=official["num_key_value_heads"],
+        rotary_base=official["rope_theta"],
+        layernorm_epsilon=official["rms_norm_eps"],
+        init_method_std=official["initializer_range"],
+        head=EnergyHeadConfig(
+            num_layers=official["num_mlp_layers"],
+            noise_size=official["noise_size"],
+            num_samples=official["num_samples"],
+            beta=official["beta"],
+        ),
+    )
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).is_file():
+            raise UserError(f"there is no {name}", str(directory), "name a folder with an official checkpoint")
+    return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+
+
+def _load_autoencoder(module: Autoencoder, weights: dict[str, Tensor], directory: Path) -> None:
+    tied = weights.pop("decoder.lm_head_weight", None)
+    embedding = weights.get("encoder.embed_tokens.weight")
+    if tied is not None and (embedding is None or not torch.equal(tied, embedding)):
+        raise UserError(
+            "the autoencoder's output matrix differs from its embedding",
+            f"{directory}: decoder.lm_head_weight",
+            "it was trained untied, which this model does not have",
+        )
+    _copy(module, weights, directory)
+
+
+def _copy(module: torch.nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
+    own = dict(module.named_parameters())
+    problems = [f"missing: {name}" for name in own.keys() - weights.keys()]
+    problems += [f"unexpected: {name}" for name in weights.keys() - own.keys()]
+    problems += [
+        f"{name}: shape {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    if problems:
+        raise UserError("the weights do not fit:\n  " + "\n  ".join(sorted(problems)), str(directory))
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])

@@ -1,0 +1,244 @@
+"""From prompts to continuations, patch by patch, with a key-value cache.
+
+The model reads whole patches, so a prompt of T tokens gives T // K patches of context and a remainder of r tokens.
+
+- `partial_patch="constrain"`: the remainder is no context but a condition on the patch drawn next. Samples of that patch are
+  drawn until some begin with those r tokens, and one of these is taken: the model's own law given the prompt, with nothing
+  invented in between. When `max_pools` pools hold no such sample (the model finds the remainder too unlikely), one with the
+  longest agreeing beginning is taken and the prompt's tokens are put over it; `constrained_fallback` then says so.
+- `partial_patch="pad"`: what the official code does. The prompt is filled up with pad tokens, which become context.
+
+The official model has no begin-of-sequence patch and never learns to predict the first patch of a sequence. A prompt without
+one whole patch therefore starts from the patch `[eod, pad, ..., pad]`, the way a document ends when its length is a multiple
+of K, where documents are filled up to whole patches.
+
+Rows with equally many whole patches of context run as one batch. No row ever sees pads of another, and noise is keyed by
+prompt, so batching does not change a result (up to the rounding of batched matrix products).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from calm_megatron.config.errors import UserError
+from calm_megatron.generate.draws import Draws, KeyedDraws
+from calm_megatron.generate.temperature import select, temperature_order
+from calm_megatron.model.calm import Calm
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How to continue a prompt."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """1/n for a whole n."""
+    num_samples: int = 200
+    """Samples in a pool; used below temperature 1 and for a remainder of the prompt."""
+    seed: int = 0
+    partial_patch: Literal["constrain", "pad"] = "constrain"
+    max_pools: int = 8
+    """Pools drawn for a remainder before giving up."""
+    max_batch_size: int = 64
+    """Rows computed at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_samples", "max_pools", "max_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}", name, "give 1 or more")
+        if self.num_samples < self.order:
+            raise UserError(
+                f"a pool of {self.num_samples} samples cannot hold {self.order} equal ones, "
+                f"which temperature {self.temperature:.4g} looks for",
+                "num_samples",
+                f"draw at least {self.order} samples, better some hundred",
+            )
+
+    @property
+    def order(self) -> int:
+        """n of the temperature 1/n."""
+        return temperature_order(self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What was drawn for one prompt."""
+
+    prompt_ids: list[int]
+    new_ids: list[int]
+    """Continuation without the end-of-document token and without pads, cut to `max_new_tokens`."""
+    patches: list[list[int]]
+    """Every patch drawn, whole; the first one begins with the remainder of the prompt."""
+    finish_reason: Literal["eod", "length"]
+    constrained_fallback: bool
+    """No sample began with the remainder of the prompt; its tokens were put over the nearest one."""
+
+
+@dataclass
+class _Row:
+    """A prompt on its way."""
+
+    prompt: int
+    context: list[int]
+    remainder: list[int]
+    steps: int
+    """Patches to draw at most."""
+    patches: list[list[int]] = field(default_factory=list)
+    finished: bool = False
+    fallback: bool = False
+
+
+@torch.no_grad()
+def generate(
+    model: Calm,
+    prompts_ids: Sequence[Sequence[int]],
+    options: GenerationOptions,
+    *,
+    eod_id: int,
+    pad_id: int,
+    draws: Draws | None = None,
+) -> list[Generation]:
+    """Continue each prompt until its end of document or `max_new_tokens`.
+
+    Args:
+        model: a trained model in evaluation mode.
+        prompts_ids: token ids of any lengths, empty ones too.
+        options: how to draw.
+        eod_id: token that ends a document, and a continuation.
+        pad_id: token that fills patches up; never part of the result.
+        draws: source of the randomness; none takes `KeyedDraws` with `options.seed`.
+
+    Returns:
+        One result a prompt, in their order.
+
+    Raises:
+        UserError: a token id lies outside of the model's vocabulary.
+    """
+    _check_ids(model.config.vocab_size, prompts_ids, eod_id, pad_id)
+    if draws is None:
+        draws = KeyedDraws(options.seed, model.config.head.noise_size)
+    decoder = _Decoder(model, options, draws, eod_id, pad_id)
+    rows = [decoder.row(prompt, list(ids)) for prompt, ids in enumerate(prompts_ids)]
+    by_length: dict[int, list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_length[len(row.context)].append(row)
+    for group in by_length.values():
+        for start in range(0, len(group), options.max_batch_size):
+            decoder.run(group[start : start + options.max_batch_size])
+    return [decoder.result(row, list(ids)) for row, ids in zip(rows, prompts_ids, strict=True)]
+
+
+def _check_ids(vocab_size: int, prompts_ids: Sequence[Sequence[int]], eod_id: int, pad_id: int) -> None:
+    places = {"eod_id": [eod_id], "pad_id": [pad_id]} | {f"prompt {i}": list(ids) for i, ids in enumerate(prompts_ids)}
+    for place, ids in places.items():
+        wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise UserError(
+                f"token id {wrong} does not fit the model's vocabulary of {vocab_size}",
+                place,
+                "use the tokenizer that the model was trained with",
+            )
+
+
+class _Decoder:
+    """The loop over patches for rows of equal context length."""
+
+    def __init__(self, model: Calm, options: GenerationOptions, draws: Draws, eod_id: int, pad_id: int) -> None:
+        self.model, self.options, self.draws, self.eod_id, self.pad_id = model, options, draws, eod_id, pad_id
+        self.patch_size = model.config.patch_size
+        self.device = next(model.parameters()).device
+
+    def row(self, prompt: int, ids: list[int]) -> _Row:
+        """Split a prompt into context and remainder."""
+        if self.options.partial_patch == "pad":
+            ids = ids + [self.pad_id] * (-len(ids) % self.patch_size)
+        whole = len(ids) - len(ids) % self.patch_size
+        context, remainder = ids[:whole], ids[whole:]
+        steps = -(-(len(remainder) + self.options.max_new_tokens) // self.patch_size)
+        if not context:
+            context = [self.eod_id] + [self.pad_id] * (self.patch_size - 1)
+        return _Row(prompt, context, remainder, steps)
+
+    def run(self, rows: list[_Row]) -> None:
+        """Draw all patches of rows whose contexts are equally long."""
+        steps = max(row.steps for row in rows)
+        cache = self.model.new_cache(len(rows), len(rows[0].context) // self.patch_size + steps)
+        feed_BT = torch.tensor([row.context for row in rows], device=self.device)
+        for step in range(steps):
+            hidden_BH = self.model.hidden_states(feed_BT, cache=cache)[:, -1]
+            # A row that has ended keeps its place in the cache, but draws no samples any more.
+            live = [place for place, row in enumerate(rows) if not row.finished]
+            patch_LK = self.draw(hidden_BH[live], [rows[place] for place in live], step)
+            feed_BT = torch.full((len(rows), self.patch_size), self.pad_id, device=self.device)
+            feed_BT[live] = patch_LK
+            for place, patch in zip(live, patch_LK.tolist(), strict=True):
+                row = rows[place]
+                fresh = patch[len(row.remainder) :] if step == 0 else patch
+                row.patches.append(patch)
+                row.finished = self.eod_id in fresh or len(row.patches) == row.steps
+            if all(row.finished for row in rows):
+                return
+
+    def draw(self, hidden_RH: Tensor, rows: list[_Row], step: int) -> Tensor:
+        """Draw the next patch_RK of each row; in the first step it begins with the row's remainder."""
+        remainders = [row.remainder if step == 0 else [] for row in rows]
+        pool_RNK, agreed_RN = self.pools(hidden_RH, rows, remainders, step)
+        best_R1 = agreed_RN.amax(dim=1, keepdim=True)
+        choice_R = torch.tensor([self.draws.choice(row.prompt, step) for row in rows], dtype=torch.float64)
+        patch_RK = select(pool_RNK, self.options.order, choice_R, agreed_RN == best_R1)
+        for place, (row, remainder) in enumerate(zip(rows, remainders, strict=True)):
+            row.fallback = row.fallback or int(best_R1[place]) < len(remainder)
+            patch_RK[place, : len(remainder)] = torch.tensor(remainder, dtype=patch_RK.dtype)
+        return patch_RK
+
+    def pools(
+        self, hidden_RH: Tensor, rows: list[_Row], remainders: list[list[int]], step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw one pool a row, again where no sample agrees with the remainder; of several, the best is kept.
+
+        Returns:
+            pool_RNK: the tokens of the samples.
+            agreed_RN: how many of the remainder's tokens each sample begins with.
+        """
+        constrained = any(remainders)
+        num_samples = self.options.num_samples if constrained or self.options.order > 1 else 1
+        wanted_R = torch.tensor([len(remainder) for remainder in remainders], device=self.device)
+        prefix_RK = torch.full((len(rows), self.patch_size), -1, device=self.device)
+        for place, remainder in enumerate(remainders):
+            prefix_RK[place, : len(remainder)] = torch.tensor(remainder, dtype=torch.int64)
+        pool_RNK = torch.empty(len(rows), num_samples, self.patch_size, dtype=torch.int64, device=self.device)
+        agreed_RN = torch.full((len(rows), num_samples), -1, device=self.device)
+        for attempt in range(self.options.max_pools):
+            pending_W = (agreed_RN.amax(dim=1) < wanted_R).nonzero().squeeze(1)
+            if not len(pending_W):
+                break
+            waiting = [rows[place] for place in pending_W.tolist()]
+            noise = [self.draws.head_noise(row.prompt, step, attempt, num_samples) for row in waiting]
+            drawn_WNK = self.sample(hidden_RH[pending_W], torch.stack(noise, dim=1))
+            begins_WN = (drawn_WNK == prefix_RK[pending_W].unsqueeze(1)).long().cumprod(dim=-1).sum(dim=-1)
+            better_W = begins_WN.amax(dim=1) > agreed_RN[pending_W].amax(dim=1)
+            pool_RNK[pending_W[better_W]] = drawn_WNK[better_W]
+            agreed_RN[pending_W[better_W]] = begins_WN[better_W]
+        return pool_RNK, agreed_RN
+
+    def sample(self, hidden_RH: Tensor, noise_NRn: Tensor) -> Tensor:
+        """Tokens (R, N, K) of N head samples for each row."""
+        latent_NRZ = self.model.head.sample(hidden_RH, noise_NRn.to(hidden_RH))
+        return self.model.autoencoder.tokens(latent_NRZ).transpose(0, 1)
+
+    def result(self, row: _Row, prompt_ids: list[int]) -> Generation:
+        """Cut what was drawn down to the continuation."""
+        drawn = [token for patch in row.patches for token in patch][len(row.remainder) :]
+        end = drawn.index(self.eod_id) if self.eod_id in drawn else len(drawn)
+        new_ids = [token for token in drawn[: min(end, self.options.max_new_tokens)] if token != self.pad_id]
+        return Generation(
+            prompt_ids=prompt_ids,
+            new_ids=new_ids,
+            patches=row.patches,
+            finish_reason="eod" if end < min(len(drawn), self.options.max_new_tokens) else "length",
+            constrained_fallback=row.fallback,
+        )

@@ -1,0 +1,36 @@
+"""The autoencoder's training loss: cross-entropy of the tokens and a clipped KL divergence (CALM, section 3)."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ReconstructionTerms:
+    """Scalars of one micro-batch."""
+
+    loss: Tensor
+    """K * cross_entropy + kl_weight * kl."""
+    cross_entropy: Tensor
+    """Nats per token, mean over all tokens, padding included."""
+    kl: Tensor
+    """Clipped KL in nats: sum over the latent elements, mean over patches."""
+
+
+def clipped_kl(mean_RZ: Tensor, log_std_RZ: Tensor, clamp: float) -> Tensor:
+    """KL of N(mean, std^2) from N(0, 1), at least `clamp` nats per element; summed over Z, averaged over rows.
+
+    The clamp is the free-bits rule: an element below it contributes a constant and so gets no gradient.
+    """
+    kl_RZ = 0.5 * (mean_RZ.square() + (2 * log_std_RZ).exp() - 1 - 2 * log_std_RZ)
+    return kl_RZ.clamp(min=clamp).sum(dim=-1).mean()
+
+
+def reconstruction_loss(
+    logits_RKV: Tensor, ids_RK: Tensor, mean_RZ: Tensor, log_std_RZ: Tensor, kl_weight: float, kl_clamp: float
+) -> ReconstructionTerms:
+    """The official loss; padding tokens count, as they do there, since the decoder must give them back too."""
+    cross_entropy = F.cross_entropy(logits_RKV.float().flatten(0, 1), ids_RK.flatten())
+    kl = clipped_kl(mean_RZ.float(), log_std_RZ.float(), kl_clamp)
+    return ReconstructionTerms(ids_RK.shape[1] * cross_entropy + kl_weight * kl, cross_entropy, kl)

@@ -1,0 +1,183 @@
+"""CALM: from tokens to the hidden state of each patch, and from there to samples of the next one.
+
+    ids (B, T) -> patch embedding -> Transformer over P patches -> hidden (B, P, H) -> head -> latents (N, R, Z)
+
+Hidden state j predicts patch j + 1; the first patch of a sequence is never predicted. The frozen autoencoder gives the
+targets; it is no part of the module tree.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig
+from calm_megatron.losses.energy_score import energy_score
+from calm_megatron.model.autoencoder import FrozenAutoencoder
+from calm_megatron.model.backbone import (
+    KVCache,
+    document_mask,
+    layer_spec,
+    rotary_angles,
+    transformer_config,
+)
+from calm_megatron.model.heads.energy import EnergyHead
+from calm_megatron.model.initialise import initialise
+from calm_megatron.model.norms import RMSNorm
+from calm_megatron.model.patch_embedding import PatchEmbedding
+
+
+@dataclass(frozen=True)
+class CalmNoise:
+    """The randomness of one training step on R predicted patches."""
+
+    head_uniform_NRn: Tensor
+    """U[-0.5, 0.5) that the head turns into samples."""
+    target_normal_MRZ: Tensor
+    """N(0, 1) of the target samples."""
+
+
+@dataclass(frozen=True)
+class CalmTerms:
+    """Scalars of one micro-batch: means over its predicted patches."""
+
+    loss: Tensor
+    """The negative energy score."""
+    spread: Tensor
+    """Mean distance among the model's samples."""
+    distance: Tensor
+    """Mean distance of the model's samples to the targets."""
+
+
+class Calm(nn.Module):
+    """The model and its training loss."""
+
+    def __init__(
+        self,
+        config: CalmConfig,
+        autoencoder: FrozenAutoencoder,
+        pad_id: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        check_autoencoder(config, autoencoder.config)
+        core = transformer_config(config, dtype)
+        self.config = config
+        self.autoencoder = autoencoder
+        self.recompute = recompute
+        self.patch_embedding = PatchEmbedding(config, pad_id, core)
+        spec = layer_spec()
+        self.layers = nn.ModuleList(
+            spec.module(core, spec.submodules, layer_number=number) for number in range(1, config.num_layers + 1)
+        )
+        self.final_norm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.head = EnergyHead(config)
+        self.to(dtype)
+
+    def initialise(self, seed: int) -> None:
+        """Draw the initial weights; the head's last layer and the pad token's row start at zero."""
+        zero = ("head.output.linear_out.weight", "head.output.linear_out.bias")
+        initialise(self, seed, self.config.init_method_std, zero)
+        embedding = self.patch_embedding.embedding
+        if embedding is not None:
+            with torch.no_grad():
+                embedding.tokens.weight[embedding.pad_id].zero_()
+
+    def new_cache(self, batch_size: int, max_patches: int) -> KVCache:
+        """An empty cache for generation."""
+        return KVCache(self.config, batch_size, max_patches, like=self.final_norm.weight)
+
+    def hidden_states(
+        self, ids_BT: Tensor, documents_BP: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states (B, P, H) of the given whole patches.
+
+        Args:
+            ids_BT: token ids, T = P * K.
+            documents_BP: document of each patch, to keep attention within documents; none lets it reach across.
+            cache: the patches before these; the new ones are appended to it.
+        """
+        batch_size, tokens = ids_BT.shape
+        patches = tokens // self.config.patch_size
+        start = cache.length if cache else 0
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        rotary = rotary_angles(head_size, self.config.rotary_base, start, patches, ids_BT.device)
+        mask = None if documents_BP is None else document_mask(documents_BP)
+        hidden_PBH = self.patch_embedding(self._input(ids_BT))
+        with self._attached(cache):
+            for layer in self.layers:
+                if self.recompute and self.training:
+                    hidden_PBH = checkpoint(_run_layer, layer, hidden_PBH, mask, rotary, use_reentrant=False)
+                else:
+                    hidden_PBH = _run_layer(layer, hidden_PBH, mask, rotary)
+        if cache:
+            cache.advance(patches)
+        output: Tensor = self.final_norm(hidden_PBH).transpose(0, 1)
+        return output
+
+    def forward(
+        self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
+    ) -> CalmTerms:
+        """Training loss: the mean over the predicted patches of the negative energy score.
+
+        Args:
+            ids_BT: token ids, T = P * K; patches 1 to P - 1 are predicted.
+            noise: for R = B * (P - 1) rows in row-major order, or for the kept ones alone.
+            documents_BP: see `hidden_states`.
+            kept_BP: False leaves a patch out of the loss; none keeps all.
+        """
+        K = self.config.patch_size
+        before = None if documents_BP is None else documents_BP[:, :-1]
+        hidden_RH = self.hidden_states(ids_BT[:, :-K], before).flatten(0, 1)
+        target_ids_RK = ids_BT[:, K:].unflatten(1, (-1, K)).flatten(0, 1)
+        if kept_BP is not None:
+            kept_R = kept_BP[:, 1:].flatten()
+            hidden_RH, target_ids_RK = hidden_RH[kept_R], target_ids_RK[kept_R]
+        mean_RZ, log_std_RZ = self.autoencoder.encode(target_ids_RK, for_training=self.training)
+        samples_NRZ = self.head.sample(hidden_RH, noise.head_uniform_NRn)
+        terms = energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise.target_normal_MRZ, self.config.head.beta)
+        return CalmTerms(-terms.score.mean(), terms.spread.mean(), terms.distance.mean())
+
+    def _input(self, ids_BT: Tensor) -> Tensor:
+        if self.config.input == "tokens":
+            return ids_BT
+        patches_RK = ids_BT.unflatten(1, (-1, self.config.patch_size)).flatten(0, 1)
+        mean_RZ, _ = self.autoencoder.encode(patches_RK)
+        return mean_RZ.unflatten(0, (ids_BT.shape[0], -1)).to(self.final_norm.weight.dtype)
+
+    @contextlib.contextmanager
+    def _attached(self, cache: KVCache | None) -> Iterator[None]:
+        for layer in self.layers:
+            layer.self_attention.core_attention.cache = cache
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.self_attention.core_attention.cache = None
+
+
+def check_autoencoder(config: CalmConfig, autoencoder: AutoencoderConfig) -> None:
+    """Raise a `UserError` unless the autoencoder fits the model: K, latent size and vocabulary."""
+    problems = [
+        f"model.{name} = {getattr(config, name)}, but the autoencoder has {getattr(autoencoder, name)}"
+        for name in ("patch_size", "latent_size", "vocab_size")
+        if getattr(config, name) != getattr(autoencoder, name)
+    ]
+    if problems:
+        raise UserError(
+            "the autoencoder does not fit this model:\n  " + "\n  ".join(problems),
+            f"model.autoencoder = {config.autoencoder}",
+            "take the autoencoder's values, or train another autoencoder",
+        )
+
+
+def _run_layer(layer: nn.Module, hidden_PBH: Tensor, mask: Tensor | None, rotary: Tensor) -> Tensor:
+    output, _ = layer(hidden_PBH, attention_mask=mask, rotary_pos_emb=rotary)
+    result: Tensor = output
+    return result

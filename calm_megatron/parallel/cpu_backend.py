@@ -1,0 +1,40 @@
+"""What the engines need to run on a machine without a GPU, in one place.
+
+Import this before DeepSpeed or megatron-core. On a machine with a GPU it changes nothing.
+"""
+
+import os
+import warnings
+
+import torch
+
+ON_CPU = not torch.cuda.is_available()
+
+if ON_CPU:
+    # DeepSpeed asks for the accelerator when it is imported; without this it probes for others first.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # megatron-core warns at import that TransformerEngine and apex are missing, which is no news on a CPU.
+    for message in (".*Transformer Engine.*", ".*transformer_engine.*", ".*[Aa]pex.*", ".*NVSHMEM.*", ".*quack.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def switch_off_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective on CPU.
+
+    The compilation takes a minute, a process killed meanwhile leaves a lock on which every later start hangs, and the
+    op needs AVX-512 for bf16. gloo serves.
+    """
+    import deepspeed.ops
+
+    if ON_CPU:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def device(local_rank: int) -> torch.device:
+    """The device of this rank."""
+    return torch.device("cpu") if ON_CPU else torch.device("cuda", local_rank)
+
+
+def backend() -> str:
+    """torch.distributed's backend for this machine."""
+    return "gloo" if ON_CPU else "nccl"

@@ -1,0 +1,97 @@
+"""Who this process is among the ranks, and how the process groups start and end."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from calm_megatron.config.errors import UserError
+from calm_megatron.parallel import cpu_backend
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Place of this rank. Data-parallel ranks see different sequences; all other ranks of a group share them."""
+
+    rank: int
+    world_size: int
+    data_rank: int
+    data_parallel_size: int
+    device: torch.device
+    data_group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for the run: prints, writes logs, publishes checkpoints."""
+        return self.rank == 0
+
+
+def environment_world_size() -> int:
+    """Number of ranks that the launcher announces; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(timeout_minutes: float = 10.0) -> Grid:
+    """Join the process groups of this run; without a launcher (torchrun, srun) a world of one rank.
+
+    Raises:
+        UserError: when the other ranks do not answer.
+    """
+    cpu_backend.switch_off_shared_memory_op()
+    device = cpu_backend.device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _join(timedelta(minutes=timeout_minutes))
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+    return Grid(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        device=device,
+        data_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def stop() -> None:
+    """Leave the process groups."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_rank() -> Iterator[Grid]:
+    """A grid for a tool that works alone; leaves a grid that is already there as it is."""
+    already = dist.is_initialized()
+    grid = start()
+    try:
+        yield grid
+    finally:
+        if not already:
+            stop()
+
+
+def _join(timeout: timedelta) -> None:
+    if "RANK" not in os.environ:
+        # A store in memory: no port, so that many tools and tests can run side by side.
+        dist.init_process_group(cpu_backend.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    try:
+        dist.init_process_group(cpu_backend.backend(), timeout=timeout)
+    except (dist.DistError, ValueError) as error:
+        rank, world = os.environ["RANK"], os.environ.get("WORLD_SIZE")
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"rank {rank} of {world} could not join the others: {error}",
+            f"rendezvous {address}",
+            "check that every rank was started with the same address and world size",
+        ) from error

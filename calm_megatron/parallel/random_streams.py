@@ -1,0 +1,74 @@
+"""Randomness keyed by what it is for: (seed, purpose, step, global sequence index).
+
+No draw depends on a rank, a micro-batch or how often it is made: every layout sees the same noise, and recomputation
+draws it again. A sequence's patches and head samples lie along the axes of one draw, so a rank that needs only some of
+them slices the same numbers.
+
+On CPU the streams are numpy's SFC64; on GPU torch's Philox on the device, which gives other numbers than the CPU.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Shape = Sequence[int]
+
+
+class RandomStreams:
+    """Noise of one run; `seed` is the run's."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed = seed
+        self.device = device
+
+    def uniform(self, purpose: str, step: int, sequence_ids: Sequence[int], shape: Shape) -> Tensor:
+        """U[0, 1) fp32 of shape (len(sequence_ids), *shape), one independent stream per sequence."""
+        return self._draw(purpose, step, sequence_ids, shape, _cpu_uniform, torch.rand)
+
+    def normal(self, purpose: str, step: int, sequence_ids: Sequence[int], shape: Shape) -> Tensor:
+        """N(0, 1) fp32 of shape (len(sequence_ids), *shape), one independent stream per sequence."""
+        return self._draw(purpose, step, sequence_ids, shape, _cpu_normal, torch.randn)
+
+    def _draw(
+        self,
+        purpose: str,
+        step: int,
+        sequence_ids: Sequence[int],
+        shape: Shape,
+        on_cpu: Callable[[np.random.Generator, Tensor], None],
+        on_device: Callable[..., Tensor],
+    ) -> Tensor:
+        if self.device.type == "cpu":
+            noise = torch.empty((len(sequence_ids), *shape))
+            for row, sequence in enumerate(sequence_ids):
+                on_cpu(np.random.Generator(np.random.SFC64(key(self.seed, purpose, step, sequence))), noise[row])
+            return noise
+        draws = []
+        for sequence in sequence_ids:
+            generator = torch.Generator(self.device).manual_seed(key(self.seed, purpose, step, sequence) >> 65)
+            draws.append(on_device(tuple(shape), generator=generator, device=self.device))
+        return torch.stack(draws)
+
+
+def key(*parts: int | str) -> int:
+    """A 128-bit key from the parts: equal for equal parts, unrelated for different ones."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def initial_normal(seed: int, name: str, shape: Shape) -> Tensor:
+    """N(0, 1) fp32 on CPU for the initial value of the whole (uncut) weight `name`."""
+    values = torch.empty(tuple(shape))
+    _cpu_normal(np.random.Generator(np.random.SFC64(key(seed, "initial weight", name))), values)
+    return values
+
+
+def _cpu_uniform(generator: np.random.Generator, out: Tensor) -> None:
+    generator.random(out=out.numpy(), dtype=np.float32)
+
+
+def _cpu_normal(generator: np.random.Generator, out: Tensor) -> None:
+    generator.standard_normal(out=out.numpy(), dtype=np.float32)

@@ -1,0 +1,257 @@
+"""The report's charts, as inline SVG that takes its font from the page.
+
+Series are thinned before they are drawn: a page of a million steps stays small.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from calm_megatron.telemetry import formats
+
+INK, MUTED, RULE = "#1f2a37", "#6b7684", "#e4e3dd"
+COLOURS = ("#0f766e", "#c2703d", "#4f5fb3", "#a23b72")
+_SIZE = (5.0, 2.9)
+_POINTS_DRAWN = 500
+_SMALLEST_ERROR = 1e-5
+"""Share of wrong tokens that an accuracy of exactly 1 is drawn at: a logarithmic axis has no place for none."""
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 5,
+    "ytick.major.pad": 5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.handlelength": 1.4,
+    "legend.borderaxespad": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a chart."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    sparse: bool = False
+    """Whether each value is a measurement to be marked, as validations are, rather than a step among many."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of a comparison: an estimate and where it may lie."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def curves(title: str, lines: Sequence[Line], unit: str = "", logarithmic: bool | None = None) -> str:
+    """Values over steps. Dense series are drawn faint, with their running mean on top.
+
+    Args:
+        title: what the chart shows, for readers who cannot see it.
+        lines: the series.
+        unit: label of the vertical axis.
+        logarithmic: the vertical axis; none chooses by the spread of the values.
+    """
+    drawn = [line for line in map(_finite, lines) if line.values]
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure, axes = _canvas()
+        for line, colour in zip(drawn, COLOURS, strict=False):
+            _draw(axes, line, colour)
+        everything = [value for line in drawn for value in line.values]
+        if logarithmic if logarithmic is not None else _spans_decades(everything):
+            axes.set_yscale("log")
+            _plain_log_ticks(axes)
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+            _leave_out_outliers(axes, everything)
+        _label_steps(axes, unit)
+        if len(drawn) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(drawn))
+        return _svg(figure, title)
+
+
+def accuracy_curves(title: str, lines: Sequence[Line]) -> str:
+    """Accuracies over steps, on an axis that gives 99 %, 99.9 % and 99.99 % equal room."""
+    drawn = [line for line in map(_finite, lines) if line.values]
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure, axes = _canvas()
+        for line, colour in zip(drawn, COLOURS, strict=False):
+            errors = [max(1 - value, _SMALLEST_ERROR) for value in line.values]
+            _draw(axes, Line(line.label, line.steps, errors, line.sparse), colour)
+        axes.set_yscale("log")
+        smallest = min((max(1 - value, _SMALLEST_ERROR) for line in drawn for value in line.values), default=1e-3)
+        axes.set_ylim(1.0, 10 ** math.floor(math.log10(smallest) + 1e-9) * 0.8)
+        axes.yaxis.set_major_locator(FixedLocator([1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.6g} %"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        _label_steps(axes, "")
+        if len(drawn) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(drawn))
+        return _svg(figure, title)
+
+
+def robustness(title: str, sigmas: Sequence[float], accuracies: Sequence[float]) -> str:
+    """Accuracy against the standard deviation of the noise on the latent."""
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure, axes = _canvas()
+        axes.plot(sigmas, accuracies, color=COLOURS[0], marker="o", markersize=4.5, clip_on=False)
+        axes.fill_between(sigmas, accuracies, color=COLOURS[0], alpha=0.08, linewidth=0)
+        axes.set_ylim(0, 1.0)
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+        axes.set_xlabel("σ of the Gaussian noise on the latent vector")
+        return _svg(figure, title)
+
+
+def intervals(title: str, rows: Sequence[Interval]) -> str:
+    """Estimates with their intervals, one below the other; the first is the one that matters."""
+    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x", "axes.spines.bottom": False}):  # type: ignore[arg-type]
+        figure = Figure(figsize=(7.2, 0.62 * len(rows) + 0.55))
+        axes = figure.add_axes((0.2, 0.5 / (0.62 * len(rows) + 0.55), 0.68, 1 - 0.55 / (0.62 * len(rows) + 0.55)))
+        largest = max(max(row.high, row.value) for row in rows)
+        for position, row in enumerate(rows):
+            colour = COLOURS[0] if position == 0 else "#9aa3ad"
+            axes.barh(position, row.value, height=0.46, color=colour, alpha=0.22 if position else 0.28, linewidth=0)
+            axes.plot([row.low, row.high], [position, position], color=colour, linewidth=2.2)
+            axes.plot(row.value, position, marker="o", markersize=7, color=colour)
+            right = max(row.high, row.value, 0) + 0.025 * largest
+            weight = "bold" if position == 0 else "normal"
+            axes.text(right, position, formats.short(row.value), va="center", fontsize=10.5, weight=weight)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK, fontsize=10.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(min(0.0, *(row.low for row in rows)), largest * 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        return _svg(figure, title)
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE)
+    # Fixed margins: text is measured in another font than the page's, so an automatic layout would not fit either.
+    axes = figure.add_axes((0.115, 0.165, 0.865, 0.73))
+    axes.margins(x=0.01)
+    return figure, axes
+
+
+def _draw(axes: Axes, line: Line, colour: str) -> None:
+    if line.sparse or len(line.steps) < 20:
+        axes.plot(line.steps, line.values, color=colour, label=line.label, marker="o", markersize=3.6, clip_on=False)
+        return
+    axes.plot(*_thinned(line.steps, line.values), color=colour, alpha=0.25, linewidth=1.0)
+    axes.plot(*_thinned(line.steps, _running_mean(line.values)), color=colour, label=line.label)
+
+
+def _finite(line: Line) -> Line:
+    kept = [(step, value) for step, value in zip(line.steps, line.values, strict=True) if math.isfinite(value)]
+    return Line(line.label, [step for step, _ in kept], [value for _, value in kept], line.sparse)
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Exponential mean over about a fortieth of the series, started without bias."""
+    keep = math.exp(-1 / max(len(values) / 40, 1))
+    mean, weight, means = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        means.append(mean / weight)
+    return means
+
+
+def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means of equal runs of points, so that at most `_POINTS_DRAWN` remain."""
+    size = math.ceil(len(steps) / _POINTS_DRAWN)
+    starts = range(0, len(steps), size)
+    return (
+        [math.fsum(steps[start : start + size]) / len(steps[start : start + size]) for start in starts],
+        [math.fsum(values[start : start + size]) / len(values[start : start + size]) for start in starts],
+    )
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 30
+
+
+def _leave_out_outliers(axes: Axes, values: Sequence[float]) -> None:
+    """Let the first spikes of a run leave the picture rather than flatten the rest of it."""
+    if len(values) < 50:
+        return
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 200], ordered[-1 - len(ordered) // 100]
+    room = 0.08 * (high - low) or 0.5 * abs(high) or 1.0
+    axes.set_ylim(max(low - room, min(ordered[0], 0.0)) if low >= 0 else low - room, high + room)
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    factors = (1,) if decades > 3 else (1, 3) if decades > 1.6 else (1, 2, 5)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    axes.yaxis.set_major_locator(FixedLocator([factor * 10.0**exponent for exponent in exponents for factor in factors]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(low, high)
+
+
+def _label_steps(axes: Axes, unit: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.set_xlabel("step")
+    if unit:
+        axes.text(1.0, 1.035, unit, transform=axes.transAxes, ha="right", va="bottom", color=MUTED, fontsize=9.5)
+
+
+def _tick(value: float) -> str:
+    """A tick: `0.003`, `250`, `20k`, `1e-05`."""
+    if value != 0 and not 1e-3 <= abs(value) < 1e12:
+        return f"{value:.0e}"
+    if abs(value) < 1e4:
+        return f"{value:.6g}"
+    return formats.count(value).replace(".0", "") if value % 1000 else re.sub(r"\.0+(?=\D)", "", formats.count(value))
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an `<svg>` element that can lie in a page beside others: scaled by the page, without ids of its own."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' (?:width|height)="[0-9.]+pt"', "", text, count=2)
+    used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found.group(0) if found.group(1) in used else "", text)
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -1,0 +1,42 @@
+"""A small untrained model whose samples vary, made once."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
+from calm_megatron.model.calm import Calm
+from calm_megatron.model.initialise import initialise
+from calm_megatron.parallel.grid import one_rank
+
+VOCAB_SIZE, PATCH_SIZE = 12, 4
+EOD, PAD = 10, 11
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Calm]:
+    """Random weights with a wide standard deviation: each patch has many outcomes, some of them frequent."""
+    config = CalmConfig(
+        autoencoder="in memory",
+        vocab_size=VOCAB_SIZE,
+        patch_size=PATCH_SIZE,
+        latent_size=8,
+        num_layers=2,
+        hidden_size=32,
+        ffn_hidden_size=64,
+        num_attention_heads=4,
+        num_query_groups=2,
+        head=EnergyHeadConfig(num_layers=2, noise_size=16),
+    )
+    autoencoder = Autoencoder(
+        AutoencoderConfig(
+            vocab_size=VOCAB_SIZE, patch_size=PATCH_SIZE, latent_size=8, hidden_size=32, ffn_hidden_size=64
+        )
+    )
+    initialise(autoencoder, seed=3, std=0.4)
+    with one_rank():
+        calm = Calm(config, FrozenAutoencoder(autoencoder), PAD)
+        initialise(calm, seed=5, std=0.3)
+        yield calm.eval().to(torch.float32)
