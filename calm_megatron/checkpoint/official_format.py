@@ -29,7 +29,7 @@ def load_official_calm(directory: Path, autoencoder: Path) -> Calm:
     """An official CALM with the energy head, in fp32; needs process groups (parallel.grid)."""
     config, weights = _read(directory)
     frozen = FrozenAutoencoder(load_official_autoencoder(autoencoder))
-    model = Calm(calm_config(config, str(autoencoder)), frozen, pad_id=config["pad_token_id"])
+    model = Calm(calm_config(config, str(autoencoder)), frozen)
     try:
         ours = names.from_official(weights, (name for name, _ in model.named_parameters()), model.config)
     except KeyError as error:
@@ -56,6 +56,7 @@ def calm_config(official: dict[str, Any], autoencoder: str) -> CalmConfig:
     return CalmConfig(
         autoencoder=autoencoder,
         **{name: official[name] for name in _SAME_VALUES},
+        pad_token_id=official.get("pad_token_id"),
         num_layers=official["num_hidden_layers"],
         ffn_hidden_size=official["intermediate_size"],
         num_attention_heads=official["num_attention_heads"],

@@ -16,23 +16,6 @@ def check(config: RunConfig) -> None:
         raise UserError("\n".join(problems), "the config of this run")
 
 
-def check_world(config: RunConfig, data_parallel_size: int) -> None:
-    """Raise a `UserError` when the batch sizes do not fit the number of data-parallel ranks."""
-    per_step = config.train.micro_batch_size * data_parallel_size
-    sizes = {"train.global_batch_size": config.train.global_batch_size}
-    if config.train.rampup_batch_size:
-        start, increment, _ = config.train.rampup_batch_size
-        sizes |= {"the start of train.rampup_batch_size": start, "its increment": increment}
-    problems = [
-        f"{name} = {size} is no multiple of micro_batch_size x data-parallel ranks = {config.train.micro_batch_size}"
-        f" x {data_parallel_size}; nearest that work: {nearest_multiples(size, per_step)}"
-        for name, size in sizes.items()
-        if size % per_step
-    ]
-    if problems:
-        raise UserError("\n".join(problems), f"{data_parallel_size} data-parallel ranks")
-
-
 def nearest_multiples(value: int, factor: int) -> str:
     """The multiples of `factor` next to `value`, as text for a message."""
     below = value // factor * factor

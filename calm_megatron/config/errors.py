@@ -1,6 +1,7 @@
 """The one exception for what a user can mend: shown as one message, never as a traceback."""
 
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -28,6 +29,8 @@ class UserError(Exception):
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a command line's `main`: a `UserError` becomes one message on stderr and exit code 2."""
+    # megatron-core warns at import, file by file, that GPU libraries are missing; the run's log says what is in use.
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|full scope is deprecated)", module="megatron")
     try:
         sys.exit(main())
     except UserError as error:

@@ -88,6 +88,8 @@ class CalmConfig(Section):
     vocab_size: PositiveInt
     patch_size: PositiveInt = 4
     latent_size: PositiveInt = 128
+    pad_token_id: NonNegativeInt | None = None
+    """Token whose embedding never learns; set from the data set when the run starts."""
     input: Literal["tokens", "latents"] = "tokens"
     """What the backbone reads: compressed token embeddings, or the frozen encoder's mean latents."""
     num_layers: PositiveInt

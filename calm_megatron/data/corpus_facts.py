@@ -1,6 +1,6 @@
 """The side file of a data set: what its ids mean and what the other two files must be.
 
-megatron-core's `.bin` and `.idx` hold no checksum and no word about the tokenizer; `<prefix>.json` does.
+megatron-core's `.bin` and `.idx` hold no checksum and no word about the tokenizer; `<prefix>.facts.json` does.
 """
 
 import json
@@ -60,7 +60,7 @@ def idx_file(prefix: Path) -> Path:
 
 def facts_file(prefix: Path) -> Path:
     """The side file."""
-    return prefix.with_name(prefix.name + ".json")
+    return prefix.with_name(prefix.name + ".facts.json")
 
 
 def write_facts(prefix: Path, facts: CorpusFacts) -> None:
@@ -103,6 +103,7 @@ def find_tokenizer(prefix: Path, facts: CorpusFacts) -> Path:
             return path
     state = "is not the one the data set was made with (its fingerprint differs)" if there else "is gone"
     raise UserError(
-        f"the tokenizer {state}", " or ".join(dict.fromkeys(map(str, there or candidates))),
+        f"the tokenizer {state}",
+        " or ".join(dict.fromkeys(map(str, there or candidates))),
         f"put the tokenizer with SHA-256 {facts.tokenizer_fingerprint} there",
-    )  # fmt: skip
+    )

@@ -65,9 +65,10 @@ def _sources_of(path: Path, forced: Format | None) -> list[Source]:
         format_ = forced or _format_of(file)
         if format_ is None:
             raise UserError(
-                "the ending does not tell how to read the file", str(file),
+                "the ending does not tell how to read the file",
+                str(file),
                 f"give --input-format jsonl or text; known endings: {known}",
-            )  # fmt: skip
+            )
         sources.append(Source(file, format_, file.stat().st_size))
     return sources
 
@@ -111,7 +112,8 @@ def _json_record(number: int, line: bytes, key: str) -> _Record:
     if not isinstance(value, dict):
         return _Record(number, "", f"a JSON object is needed, this is of type {type(value).__name__}")
     if key not in value:
-        return _Record(number, "", f'no key "{key}"; the keys are {", ".join(map(repr, list(value)[:_LISTED])) or "none"}')
+        keys = ", ".join(map(repr, list(value)[:_LISTED])) or "none"
+        return _Record(number, "", f'no key "{key}"; the keys are {keys}')
     text = value[key]
     if not isinstance(text, str):
         return _Record(number, "", f'"{key}" must be a string, this is of type {type(text).__name__}')
@@ -197,7 +199,8 @@ class DocumentReader:
             UserError: a file is unreadable; records are invalid and not to be skipped; there is no document at all.
         """
         for source in self.sources:
-            with open_stream(source.path) as (stream, self._file):
+            with open_stream(source.path) as (stream, file):
+                self._file = file if file.seekable() else None  # A pipe has no place to tell.
                 yield from self._texts(source, stream)
                 self._file = None
             self._finished_bytes += source.size

@@ -1,12 +1,13 @@
 """Data sets on disk: megatron-core's `.bin` and `.idx`, and our side file (`corpus_facts`).
 
-One document is one sequence: its ids and the end-of-document id, without padding, so one data set serves every patch size.
+One document is one sequence: its ids and the end-of-document id, without padding, so that one data set serves
+every patch size.
 """
 
 import hashlib
-import os
 import struct
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, cast
@@ -21,7 +22,6 @@ from calm_megatron.data.files import make_parent, publish, temporary_name
 _IDX_HEADER = struct.Struct("<9sQBQQ")
 _IDX_MAGIC = b"MMIDIDX\x00\x00"
 _LARGEST_DOCUMENT = np.iinfo(np.int32).max
-_HASH_CHUNK = 1 << 22
 _AGAIN = "copy the data set again or make it again with tools/preprocess_data.py"
 
 
@@ -49,7 +49,9 @@ class IndexedWriter:
     def __init__(self, prefix: Path, *, vocab_size: int, eod_id: int, overwrite: bool = False) -> None:
         if idx_file(prefix).exists() and not overwrite:
             raise UserError(
-                "there is a data set already", str(idx_file(prefix)), "choose another prefix, or replace it with --overwrite"
+                "there is a data set already",
+                str(idx_file(prefix)),
+                "choose another prefix, or replace it with --overwrite",
             )
         make_parent(bin_file(prefix))
         self.documents = 0
@@ -58,7 +60,7 @@ class IndexedWriter:
         self._bin, self._idx = temporary_name(bin_file(prefix)), temporary_name(idx_file(prefix))
         self._hash = hashlib.sha256()
         megatron = _megatron()
-        self._dtype = np.dtype(megatron.DType.optimal_dtype(vocab_size))
+        self._dtype: np.dtype[Any] = np.dtype(megatron.DType.optimal_dtype(vocab_size))
         try:
             self._builder = megatron.IndexedDatasetBuilder(str(self._bin), dtype=self._dtype.type)
         except OSError as error:
@@ -67,10 +69,15 @@ class IndexedWriter:
     def __enter__(self) -> "IndexedWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._builder.data_file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # A full disk fails here once more.
+            self._builder.data_file.close()
         self._bin.unlink(missing_ok=True)
         self._idx.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write the data set: {error.strerror or error}", str(self._prefix)) from None
 
     @property
     def dtype(self) -> str:
@@ -96,9 +103,10 @@ class IndexedWriter:
         document = np.append(np.asarray(ids), self._eod_id).astype(self._dtype)
         if document.size > _LARGEST_DOCUMENT:
             raise UserError(
-                f"document {self.documents} has {document.size:,} tokens, more than the format can hold", str(self._prefix),
+                f"document {self.documents} has {document.size:,} tokens, more than the format can hold",
+                str(self._prefix),
                 "cut the document; for text files, --document-separator does",
-            )  # fmt: skip
+            )
         self._builder.add_document(document, [document.size])
         self._hash.update(document.tobytes())
         self.documents += 1
@@ -162,7 +170,9 @@ class IndexedCorpus:
         if found != facts.bin_bytes:
             how = "cut" if found < facts.bin_bytes else "too long"
             raise UserError(
-                f"the file of ids is {how}: {found:,} bytes, {facts.bin_bytes:,} expected", str(bin_file(prefix)), _AGAIN
+                f"the file of ids is {how}: {found:,} bytes, {facts.bin_bytes:,} expected",
+                str(bin_file(prefix)),
+                _AGAIN,
             )
         megatron = _megatron()
         corpus = cls(prefix, facts, megatron.IndexedDataset(str(prefix)))
@@ -172,8 +182,9 @@ class IndexedCorpus:
             raise UserError(
                 "the index and the side file are of different data sets: "
                 f"documents, tokens and type are {of_index} and {of_facts}",
-                f"{idx_file(prefix)} and {facts_file(prefix)}", _AGAIN,
-            )  # fmt: skip
+                f"{idx_file(prefix)} and {facts_file(prefix)}",
+                _AGAIN,
+            )
         return corpus
 
     def read(self, document: int, start: int, stop: int) -> NDArray[np.integer[Any]]:
@@ -186,10 +197,7 @@ class IndexedCorpus:
         Raises:
             UserError: they are not the ids that were written.
         """
-        digest = hashlib.sha256()
         with open(bin_file(self.prefix), "rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            while chunk := stream.read(_HASH_CHUNK):
-                digest.update(chunk)
+            digest = hashlib.file_digest(stream, "sha256")
         if digest.hexdigest() != self.facts.bin_sha256:
             raise UserError("the ids are not the ones that were written", str(bin_file(self.prefix)), _AGAIN)

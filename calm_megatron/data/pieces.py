@@ -1,9 +1,13 @@
 """Long texts in pieces that a tokenizer treats exactly as it would the whole.
 
-A pre-tokenizer can stall for minutes on one text of tens of megabytes, so texts are cut first. The cut must not show in the ids.
-Byte-level pre-tokenizers (GPT-2's, Llama-3's, o200k's patterns) never join a letter or digit with a space that follows it, and
-look ahead only inside white space, so the place right before such a space is always a border between their words. A line break
-is no such place: Llama-3's pattern joins punctuation with the line breaks behind it.
+A pre-tokenizer can stall for minutes on one text of tens of megabytes, so texts are cut first, and the cut must not
+show in the ids. Byte-level pre-tokenizers (the patterns of GPT-2, Llama-3 and o200k) never join a letter or digit
+with a space that follows it, and look ahead only inside white space, so the place right before such a space is always
+a border between their words. A line break is no such place: Llama-3's pattern joins punctuation with the line breaks
+behind it.
+
+Tokenizers that put a space of their own before each text (SentencePiece's dummy prefix as a normalizer) may add one
+at each cut.
 """
 
 from collections.abc import Iterator

@@ -39,8 +39,8 @@ class PreprocessReport:
         facts = self.facts
         per_token = facts.text_bytes / facts.tokens
         lines = [
-            f"data set   {self.prefix}.bin, .idx and .json",
-            f"documents  {facts.documents:,} from {len(facts.sources):,} files; {facts.empty_documents:,} empty ones left out",
+            f"data set   {self.prefix}.bin, .idx and .facts.json",
+            f"documents  {facts.documents:,} in {len(facts.sources):,} files; {facts.empty_documents:,} empty left out",
             f"text       {facts.text_bytes / 1e6:,.2f} MB",
             f"tokens     {facts.tokens:,} ({facts.dtype}); {per_token:.2f} bytes of text each",
             f"vocabulary {facts.vocab_size:,}; end of document {facts.eod_id}, pad {facts.pad_id}",
@@ -49,7 +49,7 @@ class PreprocessReport:
         ]
         if facts.invalid_records:
             lines.append(f"warning    {facts.invalid_records:,} invalid records left out, among them:")
-            lines += [f"           {record.path}, line {record.line}: {record.reason}" for record in self.invalid[:_LISTED]]
+            lines += [f"           {bad.path}, line {bad.line}: {bad.reason}" for bad in self.invalid[:_LISTED]]
         if self.lossy:
             lines.append(f"warning    {self.lossy}")
         if per_token < _POOR_BYTES_PER_TOKEN:
@@ -69,7 +69,8 @@ def _sample(texts: Iterator[str]) -> list[str]:
 
 
 def _first_difference(text: str, back: str) -> str:
-    at = len(os.path.commonprefix([text, back]))
+    unequal = (place for place, (a, b) in enumerate(zip(text, back, strict=False)) if a != b)
+    at = next(unequal, min(len(text), len(back)))
     shown = slice(max(0, at - _SHOWN_CHARACTERS // 2), at + _SHOWN_CHARACTERS // 2)
     return f"{text[shown]!r} becomes {back[shown]!r}"
 
@@ -85,20 +86,22 @@ def _check_fit(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
     changed = [(text, back) for text, back in zip(heads, map(tokenizer.decode, ids), strict=True) if text != back]
     if not changed:
         return ""
-    return (
-        f"{len(changed)} of the first {len(heads)} documents do not come back from their ids; "
-        + _first_difference(*changed[0])
+    return f"{len(changed)} of the first {len(heads)} documents do not come back from their ids; " + _first_difference(
+        *changed[0]
     )
 
 
 def _misfit(tokenizer: Tokenizer, problem: str) -> UserError:
     return UserError(
-        f"the tokenizer does not fit the data: {problem}", str(tokenizer.path),
+        f"the tokenizer does not fit the data: {problem}",
+        str(tokenizer.path),
         "take a byte-level tokenizer (tools/train_tokenizer.py trains one), or accept the loss with --allow-lossy",
-    )  # fmt: skip
+    )
 
 
-def _facts(writer: IndexedWriter, reader: DocumentReader, tokenizer: Tokenizer, prefix: Path, unknown: int) -> CorpusFacts:
+def _facts(
+    writer: IndexedWriter, reader: DocumentReader, tokenizer: Tokenizer, prefix: Path, unknown: int
+) -> CorpusFacts:
     tokenizer_path = tokenizer.path.absolute()
     return CorpusFacts(
         documents=writer.documents,
@@ -144,7 +147,6 @@ def preprocess(
     Raises:
         UserError: bad input (see `DocumentReader`), a tokenizer that does not fit, or an existing data set.
     """
-    started = time.monotonic()
     texts = iter(reader)
     sample = _sample(texts)
     lossy = _check_fit(tokenizer, sample)
@@ -154,8 +156,9 @@ def preprocess(
     size = sum(source.size for source in reader.sources)
     with (
         IndexedWriter(prefix, vocab_size=tokenizer.vocab_size, eod_id=tokenizer.eod_id, overwrite=overwrite) as writer,
-        tqdm(total=size, unit="B", unit_scale=True, desc="encoding", disable=None if progress else True) as bar,
+        tqdm(total=size or None, unit="B", unit_scale=True, desc="encoding", disable=None if progress else True) as bar,
     ):
+        started = time.monotonic()
         for ids in tokenizer.encode_documents(chain(sample, texts)):
             writer.add(ids)
             if tokenizer.unk_id is not None:

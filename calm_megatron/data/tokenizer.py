@@ -1,7 +1,7 @@
 """Text to ids and back, by a Hugging Face `tokenizer.json`.
 
-Ids are of the text alone: no BOS or EOS is added here, and the string of a special token that occurs in a text is encoded as
-the ordinary characters it is, so that no document can end another by quoting `<|endoftext|>`.
+Ids are of the text alone: no BOS or EOS is added here, and the string of a special token that occurs in a text is
+encoded as the ordinary characters it is, so that no document can end another by quoting `<|endoftext|>`.
 """
 
 import hashlib
@@ -40,9 +40,10 @@ def _tokenizer_file(path: Path) -> Path:
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            "there is no tokenizer", str(file),
+            "there is no tokenizer",
+            str(file),
             f"give a folder with a Hugging Face {TOKENIZER_FILE}, or train one with tools/train_tokenizer.py",
-        )  # fmt: skip
+        )
     return file
 
 
@@ -82,9 +83,10 @@ def _find_eod(backend: tokenizers.Tokenizer, configured: str | None, file: Path)
             return int(identifier)
     tried = f'eos_token "{configured}" is not in the vocabulary' if configured else f"none of {', '.join(_EOD_NAMES)}"
     raise UserError(
-        f"the tokenizer has no end-of-document token: {tried}", str(file),
+        f"the tokenizer has no end-of-document token: {tried}",
+        str(file),
         f'name one in {TOKENIZER_CONFIG_FILE} as "eos_token"',
-    )  # fmt: skip
+    )
 
 
 def _find_or_append_pad(backend: tokenizers.Tokenizer, configured: str | None, eod_id: int) -> int:
@@ -94,7 +96,7 @@ def _find_or_append_pad(backend: tokenizers.Tokenizer, configured: str | None, e
         if identifier is not None and identifier != eod_id:
             return int(identifier)
     backend.add_special_tokens([_APPENDED_PAD])
-    return int(backend.token_to_id(_APPENDED_PAD))
+    return backend.get_vocab(with_added_tokens=True)[_APPENDED_PAD]
 
 
 def _find_unknown(file: Path, backend: tokenizers.Tokenizer) -> int | None:

@@ -68,17 +68,19 @@ def train_tokenizer(
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
-            f"a byte-level vocabulary of {vocab_size} is too small", "--vocab-size",
+            f"a byte-level vocabulary of {vocab_size} is too small",
+            "--vocab-size",
             f"at least {SMALLEST_VOCABULARY} are needed: {_BYTES} bytes and {_SPECIAL_TOKENS} special tokens",
-        )  # fmt: skip
+        )
     if keep_every < 1:
         raise UserError(f"every {keep_every}-th document is none", "--keep-every", "give 1 or more")
     file = output / TOKENIZER_FILE
     if file.exists() and not overwrite:
         raise UserError(
-            "there is a tokenizer already; data sets made with it need it unchanged", str(file),
+            "there is a tokenizer already; data sets made with it need it unchanged",
+            str(file),
             "choose another folder, or replace it with --overwrite",
-        )  # fmt: skip
+        )
     make_parent(file)
     tokenizer = _learn(islice(texts, 0, None, keep_every), vocab_size)
     settings = {

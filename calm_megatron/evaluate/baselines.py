@@ -8,7 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.evaluate.brier import ORDERS, brier_terms
+from calm_megatron.data.patching import PatchedDataset
+from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
+from calm_megatron.evaluate.validation import EvaluationPlan
+
+COUNTED_TOKENS = 10_000_000
+"""Training tokens from which the unigram sampler learns its frequencies, at most."""
 
 
 def count_tokens(sequences: Iterable[NDArray[np.integer]], vocab_size: int) -> NDArray[np.int64]:
@@ -72,3 +77,25 @@ class UnigramSampler:
             draws_2RK[:, mine_R] = torch.from_numpy(self.draw(sequence, (2, int(mine_R.sum()), patch_size)))
         first_RK, second_RK = draws_2RK.to(target_RK.device)
         return brier_terms(first_RK, second_RK, target_RK, orders)
+
+
+def training_counts(dataset: PatchedDataset, vocab_size: int) -> NDArray[np.int64]:
+    """Return counts_V of a training set as models see it, end-of-document and pad tokens included.
+
+    Of a large set the first sequences are taken, up to `COUNTED_TOKENS`; as training sets are shuffled, that is a sample.
+    """
+    count = min(dataset.sequences_per_epoch, max(1, COUNTED_TOKENS // dataset.seq_length))
+    return count_tokens((dataset.sequence(index).ids_T for index in range(count)), vocab_size)
+
+
+def validate_unigram(counts_V: NDArray[np.int64], plan: EvaluationPlan, patch_size: int, confidence: float) -> BrierScore:
+    """Score a unigram sampler on the patches that `validate_calm` scores a model on."""
+    sampler = UnigramSampler(counts_V, plan.streams.seed)
+    total = BrierAccumulator(plan.dataset.sequences_per_epoch, device=plan.grid.device)
+    for batch in plan.batches():
+        target_RK = batch.ids_BT[:, patch_size:].unflatten(1, (-1, patch_size)).flatten(0, 1)
+        sequence_R = batch.sequence_ids_B.repeat_interleave(batch.ids_BT.shape[1] // patch_size - 1)
+        if len(target_RK):
+            total.add(sampler.terms(target_RK, sequence_R), sequence_R)
+    plan.total(total.state_SC)
+    return total.score(confidence)

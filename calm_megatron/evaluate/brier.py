@@ -59,9 +59,7 @@ def brier_terms(first_RK: Tensor, second_RK: Tensor, target_RK: Tensor, orders: 
     def equal_so_far(left_RK: Tensor, right_RK: Tensor) -> Tensor:
         return (left_RK == right_RK)[:, :orders].float().cumprod(dim=1)
 
-    return (
-        equal_so_far(first_RK, target_RK) + equal_so_far(second_RK, target_RK) - equal_so_far(first_RK, second_RK)
-    )
+    return equal_so_far(first_RK, target_RK) + equal_so_far(second_RK, target_RK) - equal_so_far(first_RK, second_RK)
 
 
 def brierlm(brier_O: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,6 +89,16 @@ class BrierScore:
     """Level of the interval, say 0.95."""
     patches: int
     sequences: int
+
+    def as_dict(self) -> dict[str, object]:
+        """The score as plain values for logs and files."""
+        return {
+            "brierlm": self.brierlm,
+            "brierlm_low": self.low,
+            "brierlm_high": self.high,
+            "confidence": self.confidence,
+            "brier": list(self.brier),
+        }
 
 
 class BrierAccumulator:

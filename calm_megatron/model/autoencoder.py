@@ -7,6 +7,7 @@ R counts patches: there is no attention and nothing passes from one patch to ano
 matrix. Parameter names follow the official checkpoint.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from calm_megatron.config.schema import AutoencoderConfig
 from calm_megatron.losses.reconstruction import ReconstructionTerms, reconstruction_loss
 from calm_megatron.model.norms import RMSNorm
+from calm_megatron.parallel.random_streams import RandomStreams
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,18 @@ class AutoencoderNoise:
     """N(0, 1) of the posterior sample."""
     latent_uniform_RZ: Tensor
     """U[0, 1): latent elements whose draw is below the dropout rate are zeroed, the others scaled up."""
+
+    @classmethod
+    def draw(
+        cls, config: AutoencoderConfig, streams: RandomStreams, step: int, sequences: Sequence[int], patches: int
+    ) -> "AutoencoderNoise":
+        """The noise of `patches` patches of each sequence, rows in the order (sequence, patch)."""
+        K, Z = config.patch_size, config.latent_size
+        return cls(
+            token_uniform_RK=streams.uniform("token dropout", step, sequences, (patches, K)).flatten(0, 1),
+            latent_normal_RZ=streams.normal("posterior sample", step, sequences, (patches, Z)).flatten(0, 1),
+            latent_uniform_RZ=streams.uniform("latent dropout", step, sequences, (patches, Z)).flatten(0, 1),
+        )
 
 
 class GatedMLP(nn.Module):

@@ -7,7 +7,7 @@ targets; it is no part of the module tree.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig
-from calm_megatron.losses.energy_score import energy_score
+from calm_megatron.losses.energy_score import EnergyTerms, energy_score
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.backbone import (
     KVCache,
@@ -29,6 +29,7 @@ from calm_megatron.model.heads.energy import EnergyHead
 from calm_megatron.model.initialise import initialise
 from calm_megatron.model.norms import RMSNorm
 from calm_megatron.model.patch_embedding import PatchEmbedding
+from calm_megatron.parallel.random_streams import RandomStreams
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,26 @@ class CalmNoise:
     """U[-0.5, 0.5) that the head turns into samples."""
     target_normal_MRZ: Tensor
     """N(0, 1) of the target samples."""
+
+    @classmethod
+    def draw(
+        cls,
+        config: CalmConfig,
+        streams: RandomStreams,
+        purpose: str,
+        step: int,
+        sequences: Sequence[int],
+        patches: int,
+    ) -> "CalmNoise":
+        """The noise of `patches` predicted patches of each sequence, rows in the order (sequence, patch)."""
+        head = config.head
+        uniform = streams.uniform(f"{purpose} head", step, sequences, (patches, head.num_samples, head.noise_size))
+        target_shape = (patches, head.num_target_samples, config.latent_size)
+        normal = streams.normal(f"{purpose} target", step, sequences, target_shape)
+        return cls(
+            head_uniform_NRn=uniform.flatten(0, 1).transpose(0, 1) - 0.5,
+            target_normal_MRZ=normal.flatten(0, 1).transpose(0, 1),
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,6 @@ class Calm(nn.Module):
         self,
         config: CalmConfig,
         autoencoder: FrozenAutoencoder,
-        pad_id: int,
         *,
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
@@ -71,7 +91,7 @@ class Calm(nn.Module):
         self.config = config
         self.autoencoder = autoencoder
         self.recompute = recompute
-        self.patch_embedding = PatchEmbedding(config, pad_id, core)
+        self.patch_embedding = PatchEmbedding(config, core)
         spec = layer_spec()
         self.layers = nn.ModuleList(
             spec.module(core, spec.submodules, layer_number=number) for number in range(1, config.num_layers + 1)
@@ -85,7 +105,7 @@ class Calm(nn.Module):
         zero = ("head.output.linear_out.weight", "head.output.linear_out.bias")
         initialise(self, seed, self.config.init_method_std, zero)
         embedding = self.patch_embedding.embedding
-        if embedding is not None:
+        if embedding is not None and embedding.pad_id is not None:
             with torch.no_grad():
                 embedding.tokens.weight[embedding.pad_id].zero_()
 
@@ -124,13 +144,20 @@ class Calm(nn.Module):
     def forward(
         self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
     ) -> CalmTerms:
-        """Training loss: the mean over the predicted patches of the negative energy score.
+        """Training loss: the mean over the predicted patches of the negative energy score. Arguments as in `score`."""
+        terms, _ = self.score(ids_BT, noise, documents_BP, kept_BP)
+        return CalmTerms(-terms.score.mean(), terms.spread.mean(), terms.distance.mean())
+
+    def score(
+        self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
+    ) -> tuple[EnergyTerms, Tensor]:
+        """Energy terms (R,) and samples (N, R, Z) of the predicted patches.
 
         Args:
             ids_BT: token ids, T = P * K; patches 1 to P - 1 are predicted.
             noise: for R = B * (P - 1) rows in row-major order, or for the kept ones alone.
             documents_BP: see `hidden_states`.
-            kept_BP: False leaves a patch out of the loss; none keeps all.
+            kept_BP: False leaves a patch out; none keeps all.
         """
         K = self.config.patch_size
         before = None if documents_BP is None else documents_BP[:, :-1]
@@ -141,8 +168,8 @@ class Calm(nn.Module):
             hidden_RH, target_ids_RK = hidden_RH[kept_R], target_ids_RK[kept_R]
         mean_RZ, log_std_RZ = self.autoencoder.encode(target_ids_RK, for_training=self.training)
         samples_NRZ = self.head.sample(hidden_RH, noise.head_uniform_NRn)
-        terms = energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise.target_normal_MRZ, self.config.head.beta)
-        return CalmTerms(-terms.score.mean(), terms.spread.mean(), terms.distance.mean())
+        beta = self.config.head.beta
+        return energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise.target_normal_MRZ, beta), samples_NRZ
 
     def _input(self, ids_BT: Tensor) -> Tensor:
         if self.config.input == "tokens":

@@ -16,9 +16,9 @@ from calm_megatron.model.norms import LayerNorm
 class TokenEmbedding(nn.Module):
     """Embeds tokens; the pad token's row serves but never learns, as torch's `padding_idx` has it."""
 
-    def __init__(self, config: CalmConfig, pad_id: int, core: TransformerConfig) -> None:
+    def __init__(self, config: CalmConfig, core: TransformerConfig) -> None:
         super().__init__()
-        self.pad_id = pad_id
+        self.pad_id = config.pad_token_id
         self.tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, init_method=nn.init.zeros_, config=core
         )
@@ -26,6 +26,8 @@ class TokenEmbedding(nn.Module):
     def forward(self, ids_BT: Tensor) -> Tensor:
         """(B, T) -> (B, T, H)."""
         embedded: Tensor = self.tokens(ids_BT)
+        if self.pad_id is None:
+            return embedded
         return torch.where((ids_BT == self.pad_id).unsqueeze(-1), embedded.detach(), embedded)
 
 
@@ -52,12 +54,12 @@ class Compression(nn.Module):
 class PatchEmbedding(nn.Module):
     """Tokens of whole patches, or latents, to the backbone's input."""
 
-    def __init__(self, config: CalmConfig, pad_id: int, core: TransformerConfig) -> None:
+    def __init__(self, config: CalmConfig, core: TransformerConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
         self.embedding: TokenEmbedding | None = None
         if config.input == "tokens":
-            self.embedding = TokenEmbedding(config, pad_id, core)
+            self.embedding = TokenEmbedding(config, core)
         input_size = config.patch_size * config.hidden_size if config.input == "tokens" else config.latent_size
         self.compression = Compression(input_size, config.hidden_size, core)
 

@@ -4,7 +4,6 @@ Import this before DeepSpeed or megatron-core. On a machine with a GPU it change
 """
 
 import os
-import warnings
 
 import torch
 
@@ -13,9 +12,6 @@ ON_CPU = not torch.cuda.is_available()
 if ON_CPU:
     # DeepSpeed asks for the accelerator when it is imported; without this it probes for others first.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # megatron-core warns at import that TransformerEngine and apex are missing, which is no news on a CPU.
-    for message in (".*Transformer Engine.*", ".*transformer_engine.*", ".*[Aa]pex.*", ".*NVSHMEM.*", ".*quack.*"):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def switch_off_shared_memory_op() -> None:

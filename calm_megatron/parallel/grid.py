@@ -82,6 +82,7 @@ def one_rank() -> Iterator[Grid]:
 
 def _join(timeout: timedelta) -> None:
     if "RANK" not in os.environ:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
         # A store in memory: no port, so that many tools and tests can run side by side.
         dist.init_process_group(cpu_backend.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return

@@ -22,7 +22,8 @@ def short(value: float | None, digits: int = 3) -> str:
         return f"{int(value):,}"
     if 1e-3 <= abs(value) < 1e6:
         decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-        return f"{value:,.{decimals}f}"
+        text = f"{value:,.{decimals}f}"
+        return text.rstrip("0").rstrip(".") if decimals else text
     return f"{value:.{digits - 1}e}"
 
 
@@ -45,7 +46,7 @@ def percent(share: float | None) -> str:
     if share >= 1:
         return f"{100 * share:.0f} %"
     missing = 1 - share
-    decimals = 1 if missing > 0.05 else min(math.ceil(-math.log10(missing)), 4)
+    decimals = min(max(math.floor(-math.log10(missing)), 1), 4)
     return f"{100 * share:.{decimals}f} %"
 
 

@@ -4,10 +4,12 @@ Series are thinned before they are drawn: a page of a million steps stays small.
 """
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,8 +20,9 @@ from calm_megatron.telemetry import formats
 
 INK, MUTED, RULE = "#1f2a37", "#6b7684", "#e4e3dd"
 COLOURS = ("#0f766e", "#c2703d", "#4f5fb3", "#a23b72")
-_SIZE = (5.0, 2.9)
+_SIZES = {"large": (5.0, 2.9), "small": (3.1, 2.15)}
 _POINTS_DRAWN = 500
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALLEST_ERROR = 1e-5
 """Share of wrong tokens that an accuracy of exactly 1 is drawn at: a logarithmic axis has no place for none."""
 
@@ -44,7 +47,7 @@ _STYLE = {
     "ytick.labelsize": 9.5,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
-    "xtick.major.pad": 5,
+    "xtick.major.pad": 7,
     "ytick.major.pad": 5,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
@@ -55,6 +58,9 @@ _STYLE = {
 }
 
 
+Size = Literal["large", "small"]
+
+
 @dataclass(frozen=True)
 class Line:
     """One series of a chart."""
@@ -62,8 +68,8 @@ class Line:
     label: str
     steps: Sequence[float]
     values: Sequence[float]
-    sparse: bool = False
-    """Whether each value is a measurement to be marked, as validations are, rather than a step among many."""
+    drawn: Literal["smoothed", "exactly", "with marks"] = "smoothed"
+    """Noisy values of many steps, values that a schedule sets, or few values that were measured."""
 
 
 @dataclass(frozen=True)
@@ -76,58 +82,56 @@ class Interval:
     high: float
 
 
-def curves(title: str, lines: Sequence[Line], unit: str = "", logarithmic: bool | None = None) -> str:
-    """Values over steps. Dense series are drawn faint, with their running mean on top.
+def curves(title: str, lines: Sequence[Line], size: Size = "large", from_zero: bool = False) -> str:
+    """Values over steps, on a logarithmic axis when they span decades.
 
     Args:
         title: what the chart shows, for readers who cannot see it.
         lines: the series.
-        unit: label of the vertical axis.
-        logarithmic: the vertical axis; none chooses by the spread of the values.
+        size: how much room the page gives it.
+        from_zero: whether the vertical axis must begin at zero, which keeps small changes small.
     """
     drawn = [line for line in map(_finite, lines) if line.values]
+    everything = [value for line in drawn for value in line.values]
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure, axes = _canvas()
+        figure, axes = _canvas(size)
         for line, colour in zip(drawn, COLOURS, strict=False):
             _draw(axes, line, colour)
-        everything = [value for line in drawn for value in line.values]
-        if logarithmic if logarithmic is not None else _spans_decades(everything):
+        if from_zero:
+            axes.set_ylim(0, 1.15 * max(everything))
+            _linear_ticks(axes)
+        elif _spans_decades(everything):
             axes.set_yscale("log")
             _plain_log_ticks(axes)
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
             _leave_out_outliers(axes, everything)
-        _label_steps(axes, unit)
-        if len(drawn) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(drawn))
+            _linear_ticks(axes)
+        _finish(axes, drawn)
         return _svg(figure, title)
 
 
 def accuracy_curves(title: str, lines: Sequence[Line]) -> str:
     """Accuracies over steps, on an axis that gives 99 %, 99.9 % and 99.99 % equal room."""
     drawn = [line for line in map(_finite, lines) if line.values]
+    errors = [replace(line, values=[max(1 - value, _SMALLEST_ERROR) for value in line.values]) for line in drawn]
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure, axes = _canvas()
-        for line, colour in zip(drawn, COLOURS, strict=False):
-            errors = [max(1 - value, _SMALLEST_ERROR) for value in line.values]
-            _draw(axes, Line(line.label, line.steps, errors, line.sparse), colour)
+        figure, axes = _canvas("large")
+        for line, colour in zip(errors, COLOURS, strict=False):
+            _draw(axes, line, colour)
         axes.set_yscale("log")
-        smallest = min((max(1 - value, _SMALLEST_ERROR) for line in drawn for value in line.values), default=1e-3)
+        smallest = min(value for line in errors for value in line.values)
         axes.set_ylim(1.0, 10 ** math.floor(math.log10(smallest) + 1e-9) * 0.8)
         axes.yaxis.set_major_locator(FixedLocator([1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.6g} %"))
         axes.yaxis.set_minor_locator(NullLocator())
-        _label_steps(axes, "")
-        if len(drawn) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=len(drawn))
+        _finish(axes, drawn)
         return _svg(figure, title)
 
 
 def robustness(title: str, sigmas: Sequence[float], accuracies: Sequence[float]) -> str:
     """Accuracy against the standard deviation of the noise on the latent."""
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure, axes = _canvas()
+        figure, axes = _canvas("large")
         axes.plot(sigmas, accuracies, color=COLOURS[0], marker="o", markersize=4.5, clip_on=False)
         axes.fill_between(sigmas, accuracies, color=COLOURS[0], alpha=0.08, linewidth=0)
         axes.set_ylim(0, 1.0)
@@ -139,53 +143,60 @@ def robustness(title: str, sigmas: Sequence[float], accuracies: Sequence[float])
 
 def intervals(title: str, rows: Sequence[Interval]) -> str:
     """Estimates with their intervals, one below the other; the first is the one that matters."""
-    with matplotlib.rc_context(_STYLE | {"axes.grid.axis": "x", "axes.spines.bottom": False}):  # type: ignore[arg-type]
-        figure = Figure(figsize=(7.2, 0.62 * len(rows) + 0.55))
-        axes = figure.add_axes((0.2, 0.5 / (0.62 * len(rows) + 0.55), 0.68, 1 - 0.55 / (0.62 * len(rows) + 0.55)))
+    style = _STYLE | {"axes.grid.axis": "x", "axes.spines.bottom": False}
+    with matplotlib.rc_context(style):  # type: ignore[arg-type]
+        figure, axes = _canvas("large", left=1.0, right=0.5, bottom=0.34)
         largest = max(max(row.high, row.value) for row in rows)
         for position, row in enumerate(rows):
-            colour = COLOURS[0] if position == 0 else "#9aa3ad"
-            axes.barh(position, row.value, height=0.46, color=colour, alpha=0.22 if position else 0.28, linewidth=0)
-            axes.plot([row.low, row.high], [position, position], color=colour, linewidth=2.2)
-            axes.plot(row.value, position, marker="o", markersize=7, color=colour)
-            right = max(row.high, row.value, 0) + 0.025 * largest
-            weight = "bold" if position == 0 else "normal"
-            axes.text(right, position, formats.short(row.value), va="center", fontsize=10.5, weight=weight)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK, fontsize=10.5)
+            colour, weight = (COLOURS[0], "bold") if position == 0 else ("#8b95a1", "normal")
+            axes.barh(position, row.value, height=0.5, color=colour, alpha=0.22, linewidth=0)
+            axes.plot([row.low, row.high], [position, position], color=colour, linewidth=2, clip_on=False)
+            axes.plot(row.value, position, marker="o", markersize=6, color=colour, clip_on=False)
+            right = max(row.high, row.value, 0) + 0.035 * largest
+            axes.text(right, position, f"{row.value:.2f}", va="center", weight=weight)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows], color=INK, fontsize=10)
+        axes.tick_params(axis="y", pad=10)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(min(0.0, *(row.low for row in rows)), largest * 1.02)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlim(min(0.0, *(row.low for row in rows)), largest * 1.02 or 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
         return _svg(figure, title)
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE)
-    # Fixed margins: text is measured in another font than the page's, so an automatic layout would not fit either.
-    axes = figure.add_axes((0.115, 0.165, 0.865, 0.73))
-    axes.margins(x=0.01)
+def _canvas(
+    size: Size, left: float = 0.58, right: float = 0.2, bottom: float = 0.48, top: float = 0.3
+) -> tuple[Figure, Axes]:
+    """A figure and its axes, with margins in inches: an automatic layout would measure text in another font than the page's."""
+    width, height = _SIZES[size]
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+    axes.margins(x=0.0)
     return figure, axes
 
 
 def _draw(axes: Axes, line: Line, colour: str) -> None:
-    if line.sparse or len(line.steps) < 20:
+    if line.drawn == "with marks":
         axes.plot(line.steps, line.values, color=colour, label=line.label, marker="o", markersize=3.6, clip_on=False)
-        return
-    axes.plot(*_thinned(line.steps, line.values), color=colour, alpha=0.25, linewidth=1.0)
-    axes.plot(*_thinned(line.steps, _running_mean(line.values)), color=colour, label=line.label)
+    elif line.drawn == "exactly":
+        axes.plot(*_thinned(line.steps, line.values), color=colour, label=line.label)
+    else:
+        axes.plot(*_thinned(line.steps, line.values), color=colour, alpha=0.25, linewidth=1.0)
+        axes.plot(*_thinned(line.steps, _running_mean(line.values)), color=colour, label=line.label)
 
 
 def _finite(line: Line) -> Line:
     kept = [(step, value) for step, value in zip(line.steps, line.values, strict=True) if math.isfinite(value)]
-    return Line(line.label, [step for step, _ in kept], [value for _, value in kept], line.sparse)
+    return replace(line, steps=[step for step, _ in kept], values=[value for _, value in kept])
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a fortieth of the series, started without bias."""
-    keep = math.exp(-1 / max(len(values) / 40, 1))
-    mean, weight, means = 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        means.append(mean / weight)
+    """Mean of the neighbourhood of each value, about a fortieth of the series wide, cut at its ends."""
+    sums = [0.0, *itertools.accumulate(values)]
+    reach = len(values) // 80
+    means = []
+    for place in range(len(values)):
+        first, behind = max(place - reach, 0), min(place + reach + 1, len(values))
+        means.append((sums[behind] - sums[first]) / (behind - first))
     return means
 
 
@@ -225,21 +236,34 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.set_ylim(low, high)
 
 
-def _label_steps(axes: Axes, unit: str) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+def _linear_ticks(axes: Axes) -> None:
+    """Round figures; very small ones are given in units of a power of ten, which stands above the axis."""
+    largest = max(map(abs, axes.get_ylim()))
+    exponent = math.floor(math.log10(largest)) if 0 < largest < 0.01 else 0
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value * 10.0**-exponent)))
+    if exponent:
+        unit = f"× 10{str(exponent).translate(_SUPERSCRIPT)}"  # noqa: RUF001 - a multiplication sign is meant
+        axes.text(0, 1.05, unit, transform=axes.transAxes, ha="left", va="bottom", color=MUTED, fontsize=9)
+
+
+def _finish(axes: Axes, lines: Sequence[Line]) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.set_xlabel("step")
-    if unit:
-        axes.text(1.0, 1.035, unit, transform=axes.transAxes, ha="right", va="bottom", color=MUTED, fontsize=9.5)
+    axes.set_xlim(left=0)
+    if len(lines) > 1:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=len(lines), columnspacing=1.4)
 
 
 def _tick(value: float) -> str:
     """A tick: `0.003`, `250`, `20k`, `1e-05`."""
     if value != 0 and not 1e-3 <= abs(value) < 1e12:
         return f"{value:.0e}"
-    if abs(value) < 1e4:
-        return f"{value:.6g}"
-    return formats.count(value).replace(".0", "") if value % 1000 else re.sub(r"\.0+(?=\D)", "", formats.count(value))
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e4):
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.6g}"
 
 
 def _svg(figure: Figure, title: str) -> str:

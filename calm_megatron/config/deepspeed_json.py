@@ -1,0 +1,32 @@
+"""DeepSpeed's configuration, derived from the run's in one place."""
+
+from typing import Any
+
+from calm_megatron.config.schema import RunConfig
+
+
+def deepspeed_json(config: RunConfig, micro_batches: int) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`.
+
+    Args:
+        config: the run.
+        micro_batches: micro-batches per rank and step at the start; the engine follows the batch-size ramp-up from there.
+    """
+    sharded = config.parallel.zero_stage > 0
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        # Without ZeRO the engine clips by itself (train/engine.py), because DeepSpeed then gives no gradient norm.
+        "gradient_clipping": config.optimizer.clip_grad if sharded else 0.0,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        # torch's AdamW is ours, not one of DeepSpeed's list.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        # Telemetry prints; DeepSpeed should not.
+        "steps_per_print": 10**12,
+        "wall_clock_breakdown": False,
+    }
+    if config.train.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings

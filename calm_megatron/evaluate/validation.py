@@ -1,0 +1,152 @@
+"""Scores of a model on a split of the data: what validation during training and `tools/evaluate.py` both call.
+
+Sums and counts are added up over ranks before any mean is taken, and all noise is keyed by sequence, so that the scores
+do not depend on the layout. Under ZeRO-3 all ranks must call these functions together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from calm_megatron.data.loader import Batch, evaluation_batches
+from calm_megatron.data.patching import PatchedDataset
+from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
+from calm_megatron.losses.reconstruction import reconstruction_loss
+from calm_megatron.model.autoencoder import Autoencoder
+from calm_megatron.model.calm import Calm, CalmNoise
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.random_streams import RandomStreams
+
+COLLAPSED_VARIANCE = 0.01
+"""A latent dimension whose posterior mean varies less over the data carries nothing (Burda et al. 2016, section 5)."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """On what a model is evaluated."""
+
+    dataset: PatchedDataset
+    micro_batch_size: int
+    sequences: int | None
+    """Take only so many sequences from the beginning; none takes all."""
+    grid: Grid
+    streams: RandomStreams
+
+    def batches(self) -> list[Batch]:
+        """This rank's share."""
+        ranks = self.grid.data_parallel_size
+        return list(
+            evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences)
+        )
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        dist.all_reduce(values, group=self.grid.data_group)
+        return values
+
+
+@dataclass(frozen=True)
+class AutoencoderScores:
+    """How well the autoencoder gives its tokens back."""
+
+    token_accuracy_mean: float
+    """From the posterior mean."""
+    token_accuracy_sample: float
+    """From a posterior sample."""
+    cross_entropy: float
+    """From a posterior sample, nats per token."""
+    kl: float
+    """Clipped as in the loss, nats per patch."""
+    collapsed_dimensions: int
+    robustness: tuple[tuple[float, float], ...]
+    """Pairs (sigma, token accuracy) from the posterior mean plus Gaussian noise of that standard deviation."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class CalmScores:
+    """How well CALM predicts the next vector, and the tokens in it."""
+
+    loss: float
+    spread: float
+    distance: float
+    patches: int
+    brier: BrierScore | None
+    """None for K < 4, where one vector holds too few tokens."""
+
+
+@torch.no_grad()
+def validate_autoencoder(model: Autoencoder, plan: EvaluationPlan, sigmas: Sequence[float]) -> AutoencoderScores:
+    """Accuracy from mean, sample and noisy mean; padding tokens count like all others."""
+    config = model.config
+    Z, K = config.latent_size, config.patch_size
+    device = plan.grid.device
+    counts = torch.zeros(2 + len(sigmas) + 3, dtype=torch.float64, device=device)
+    moments = torch.zeros(2, Z, dtype=torch.float64, device=device)
+    for batch in plan.batches():
+        ids_RK = batch.ids_BT.to(device).view(-1, K)
+        sequences, patches = batch.sequence_ids_B.tolist(), batch.ids_BT.shape[1] // K
+        noise_RZ = plan.streams.normal("evaluation latent", 0, sequences, (patches, Z)).flatten(0, 1)
+        mean_RZ, log_std_RZ = (tensor.float() for tensor in model.encoder(ids_RK))
+        sample_RZ = mean_RZ + noise_RZ * log_std_RZ.exp()
+        logits_RKV = model.logits(sample_RZ.to(model.decoder.latent_to_hidden.weight.dtype))
+        terms = reconstruction_loss(logits_RKV, ids_RK, mean_RZ, log_std_RZ, config.kl_weight, config.kl_clamp)
+        hits = [_hits(logits_RKV, ids_RK)]
+        for sigma in (0.0, *sigmas):
+            noisy_RZ = (mean_RZ + sigma * noise_RZ).to(model.decoder.latent_to_hidden.weight.dtype)
+            hits.append(_hits(model.logits(noisy_RZ), ids_RK))
+        patch_count = len(ids_RK)
+        sums = [terms.cross_entropy.nan_to_num() * ids_RK.numel(), terms.kl.nan_to_num() * patch_count]
+        counts += torch.stack([*hits, *sums, torch.tensor(float(patch_count), device=device)]).double()
+        moments += torch.stack([mean_RZ.double().sum(dim=0), mean_RZ.double().square().sum(dim=0)])
+    plan.total(counts)
+    plan.total(moments)
+    *hit_counts, cross_entropy, kl, patches_seen = counts.tolist()
+    tokens = patches_seen * K
+    sample, mean, *noisy = (hit / tokens for hit in hit_counts)
+    first, second = moments / patches_seen
+    collapsed = int((second - first.square() < COLLAPSED_VARIANCE).sum())
+    return AutoencoderScores(
+        token_accuracy_mean=mean,
+        token_accuracy_sample=sample,
+        cross_entropy=cross_entropy / tokens,
+        kl=kl / patches_seen,
+        collapsed_dimensions=collapsed,
+        robustness=tuple(zip(sigmas, noisy, strict=True)),
+        tokens=int(tokens),
+    )
+
+
+@torch.no_grad()
+def validate_calm(model: Calm, plan: EvaluationPlan, reset_attention_mask: bool, confidence: float) -> CalmScores:
+    """Energy loss with N samples, and BrierLM from the first two of them."""
+    config = model.config
+    K, device = config.patch_size, plan.grid.device
+    known = plan.dataset.sequences_per_epoch
+    accumulator = BrierAccumulator(known, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch in plan.batches():
+        ids_BT = batch.ids_BT.to(device)
+        sequences, patches = batch.sequence_ids_B.tolist(), ids_BT.shape[1] // K - 1
+        noise = CalmNoise.draw(config, plan.streams, "evaluation", 0, sequences, patches)
+        documents_BP = batch.documents_BP.to(device) if reset_attention_mask else None
+        terms, samples_NRZ = model.score(ids_BT, noise, documents_BP)
+        rows = torch.tensor(float(len(terms.score)), device=device)
+        sums += torch.stack([-terms.score.sum(), terms.spread.sum(), terms.distance.sum(), rows]).double()
+        if K >= ORDERS and len(terms.score):
+            first_RK, second_RK = model.autoencoder.tokens(samples_NRZ[:2])
+            target_RK = ids_BT[:, K:].unflatten(1, (-1, K)).flatten(0, 1)
+            rows_R = batch.sequence_ids_B.to(device).repeat_interleave(patches)
+            accumulator.add(brier_terms(first_RK, second_RK, target_RK), rows_R)
+    plan.total(sums)
+    plan.total(accumulator.state_SC)
+    loss, spread, distance, patches = sums.tolist()
+    brier = accumulator.score(confidence) if K >= ORDERS else None
+    return CalmScores(loss / patches, spread / patches, distance / patches, int(patches), brier)
+
+
+def _hits(logits_RKV: Tensor, ids_RK: Tensor) -> Tensor:
+    return (logits_RKV.argmax(dim=-1) == ids_RK).sum().double()

@@ -1,0 +1,84 @@
+"""What a finished run left in its folder, read from its files alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from calm_megatron.config.errors import UserError
+from calm_megatron.telemetry.files import read_json
+from calm_megatron.telemetry.run_log import FILE_NAME, RunLog, read_log
+
+Task = Literal["autoencoder", "calm"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run; what is missing is none, or empty."""
+
+    task: Task
+    directory: Path
+    config: Mapping[str, Any]
+    log: RunLog | None
+    evaluation: Mapping[str, Any] | None
+    baselines: Mapping[str, Mapping[str, Any]]
+    """Scores of models that CALM must beat, by name: `untrained`, `unigram`."""
+    samples: tuple[Mapping[str, Any], ...]
+
+    def setting(self, section: str, name: str) -> Any:
+        """A value of the run's config, or none."""
+        return (self.config.get(section) or {}).get(name)
+
+
+def read_run(task: Task, directory: Path, evaluation: Path | None = None) -> RunFolder:
+    """Read a run's folder.
+
+    Args:
+        task: what was trained there.
+        directory: the folder.
+        evaluation: an evaluation that lies elsewhere; none takes the folder's `evaluation.json`, if there is one.
+
+    Raises:
+        UserError: when the folder or the named evaluation is missing, a file is damaged, or the evaluation is of the other task.
+    """
+    if not directory.is_dir():
+        raise UserError(f"the folder of the {task} run does not exist", str(directory), "name the run.directory of a run")
+    if evaluation is not None and not evaluation.is_file():
+        raise UserError("there is no such evaluation", str(evaluation), "name a file that the evaluation wrote, or leave it out")
+    log = directory / FILE_NAME
+    return RunFolder(
+        task=task,
+        directory=directory,
+        config=_read_config(directory / "config.yaml"),
+        log=read_log(log) if log.is_file() else None,
+        evaluation=_read_evaluation(task, evaluation or directory / "evaluation.json"),
+        baselines=_optional(directory / "baselines.json", {}),
+        samples=tuple(_optional(directory / "samples.json", [])),
+    )
+
+
+def _read_evaluation(task: Task, path: Path) -> Mapping[str, Any] | None:
+    evaluation: Mapping[str, Any] | None = _optional(path, None)
+    if evaluation is not None and evaluation.get("task") != task:
+        raise UserError(
+            f"this is an evaluation of {evaluation.get('task')!r}, and one of {task!r} is needed",
+            str(path),
+            "check that the two runs are not exchanged",
+        )
+    return evaluation
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"this file is not valid YAML: {error}", str(path), "restore the config that the run saved") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _optional(path: Path, otherwise: Any) -> Any:
+    return read_json(path) if path.is_file() else otherwise

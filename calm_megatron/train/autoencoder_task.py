@@ -1,0 +1,48 @@
+"""Training and validation of the autoencoder."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from calm_megatron.config.schema import AutoencoderConfig, RunConfig
+from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.evaluate.validation import validate_autoencoder
+from calm_megatron.losses.reconstruction import ReconstructionTerms
+from calm_megatron.model.autoencoder import Autoencoder, AutoencoderNoise
+from calm_megatron.model.initialise import initialise
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.random_streams import RandomStreams
+from calm_megatron.train.task import dtype_of, evaluation_plan
+
+
+class AutoencoderTask:
+    """Cross-entropy and clipped KL on batches of patches."""
+
+    def __init__(self, config: RunConfig, model: AutoencoderConfig, data: DataSplits, grid: Grid) -> None:
+        self.config, self.model, self.data, self.grid = config, model, data, grid
+        self.streams = RandomStreams(config.run.seed, grid.device)
+
+    def build(self) -> nn.Module:
+        """The autoencoder with its initial weights."""
+        module = Autoencoder(self.model)
+        initialise(module, self.config.run.seed, self.model.init_method_std)
+        return module.to(device=self.grid.device, dtype=dtype_of(self.config))
+
+    def terms(self, module: Callable[..., ReconstructionTerms], batch: Batch, step: int) -> dict[str, Tensor]:
+        """Loss, cross-entropy (nats per token) and clipped KL (nats per patch)."""
+        ids_RK = batch.ids_BT.to(self.grid.device).view(-1, self.model.patch_size)
+        sequences = batch.sequence_ids_B.tolist()
+        noise = AutoencoderNoise.draw(self.model, self.streams, step, sequences, len(ids_RK) // len(sequences))
+        terms = module(ids_RK, noise)
+        return {"loss": terms.loss, "autoencoder/cross_entropy": terms.cross_entropy, "autoencoder/kl": terms.kl}
+
+    def validate(self, module: nn.Module, split: str, micro_batches: int) -> dict[str, object]:
+        """Accuracies, robustness, collapsed dimensions."""
+        plan = evaluation_plan(self.config, self.data, split, micro_batches, self.grid, self.streams)
+        assert isinstance(module, Autoencoder)
+        scores = validate_autoencoder(module, plan, self.config.evaluation.noise_sigmas)
+        values = dataclasses.asdict(scores)
+        values["robustness"] = [{"sigma": s, "token_accuracy": a} for s, a in scores.robustness]
+        return {"task": "autoencoder", "split": split, "latent_size": self.model.latent_size, **values}

@@ -1,0 +1,76 @@
+"""Training and validation of CALM."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from calm_megatron.checkpoint.load import load_autoencoder
+from calm_megatron.config.schema import CalmConfig, RunConfig
+from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.evaluate.validation import CalmScores, validate_calm
+from calm_megatron.model.autoencoder import FrozenAutoencoder
+from calm_megatron.model.calm import Calm, CalmNoise, CalmTerms, check_autoencoder
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.random_streams import RandomStreams
+from calm_megatron.train.task import dtype_of, evaluation_plan
+
+
+class CalmTask:
+    """The energy score of samples of the next vector, against the frozen autoencoder's posterior."""
+
+    def __init__(self, config: RunConfig, model: CalmConfig, data: DataSplits, grid: Grid) -> None:
+        self.config, self.model, self.data, self.grid = config, model, data, grid
+        self.streams = RandomStreams(config.run.seed, grid.device)
+        autoencoder = load_autoencoder(model.autoencoder)
+        check_autoencoder(model, autoencoder.config)
+        self.autoencoder = FrozenAutoencoder(autoencoder).to(grid.device, dtype_of(config))
+
+    def build(self) -> nn.Module:
+        """CALM with its initial weights."""
+        recompute = self.config.train.recompute_granularity == "full"
+        module = Calm(self.model, self.autoencoder, recompute=recompute)
+        module.initialise(self.config.run.seed)
+        return module.to(device=self.grid.device, dtype=dtype_of(self.config))
+
+    def terms(self, module: Callable[..., CalmTerms], batch: Batch, step: int) -> dict[str, Tensor]:
+        """Loss and the two distances of the energy score."""
+        ids_BT = batch.ids_BT.to(self.grid.device)
+        patches = ids_BT.shape[1] // self.model.patch_size - 1
+        noise = CalmNoise.draw(self.model, self.streams, "training", step, batch.sequence_ids_B.tolist(), patches)
+        documents_BP = batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None
+        terms = module(ids_BT, noise, documents_BP)
+        return {
+            "loss": terms.loss,
+            "energy/distance_samples": terms.spread,
+            "energy/distance_targets": terms.distance,
+        }
+
+    def validate(self, module: nn.Module, split: str, micro_batches: int) -> dict[str, object]:
+        """Energy loss and, for K >= 4, BrierLM."""
+        plan = evaluation_plan(self.config, self.data, split, micro_batches, self.grid, self.streams)
+        assert isinstance(module, Calm)
+        scores = validate_calm(
+            module, plan, self.config.data.reset_attention_mask, self.config.evaluation.confidence
+        )
+        return {"task": "calm", "split": split, **calm_values(scores, self.model.patch_size)}
+
+
+def calm_values(scores: CalmScores, patch_size: int) -> dict[str, object]:
+    """The scores as plain values for logs and files."""
+    values: dict[str, object] = {
+        "loss": scores.loss,
+        "energy/distance_samples": scores.spread,
+        "energy/distance_targets": scores.distance,
+        "patches": scores.patches,
+        "tokens": scores.patches * patch_size,
+    }
+    if scores.brier is not None:
+        brier = scores.brier
+        values |= {
+            "brierlm": brier.brierlm,
+            "brierlm_low": brier.low,
+            "brierlm_high": brier.high,
+            "confidence": brier.confidence,
+            "brier": list(brier.brier),
+        }
+    return values

@@ -1,0 +1,142 @@
+"""The training loop, the same for every model. Read this first."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from calm_megatron.checkpoint.progress import Progress
+from calm_megatron.checkpoint.store import CheckpointStore
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.files import to_yaml
+from calm_megatron.config.schema import CalmConfig, RunConfig
+from calm_megatron.data.loader import DataSplits, batches
+from calm_megatron.data.sampler import BatchSchedule
+from calm_megatron.model.initialise import count_parameters
+from calm_megatron.parallel import grid as parallel
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.telemetry.writers import Telemetry
+from calm_megatron.train.engine import Engine
+from calm_megatron.train.stop import StopSignal
+from calm_megatron.train.task import Task
+
+BuildTask = Callable[[RunConfig, DataSplits, Grid], Task]
+
+
+def run(build_task: BuildTask, config: RunConfig) -> Progress:
+    """Train from the newest checkpoint of the run folder, or from the start, to `train.train_iters` or a stop signal."""
+    schedule = _schedule(config, parallel.environment_world_size())
+    grid = parallel.start(config.parallel.distributed_timeout_minutes)
+    data = _open_data(config)
+    config = with_data_facts(config, data)
+    task = build_task(config, data, grid)
+    engine = Engine(task, config, grid)
+    store = CheckpointStore(config, grid)
+    progress = store.resume(engine) or Progress()
+    directory = Path(config.run.directory)
+    if grid.is_main:
+        _describe_run(directory, config, data)
+    steps = batches(data.train, schedule, progress.consumed_samples, grid.data_rank)
+    iters, saved_at = config.train.train_iters, progress.step
+    with (
+        Telemetry(directory, config.logging, iters, grid.is_main, resumed_step=progress.step) as telemetry,
+        StopSignal(grid) as stop,
+    ):
+        telemetry.event("model", f"{count_parameters(engine.module):,} parameters", **_machine(engine, grid))
+        signal_name = None
+        while progress.step < iters and not (signal_name := stop.requested()):
+            samples = schedule.batch_size_at(progress.consumed_samples)
+            values = engine.train_step(next(steps), progress.step)
+            progress = progress.advance(samples, config.data.seq_length)
+            telemetry.after_step(progress.step, values, progress.consumed_tokens)
+            if _due(config.evaluation.eval_interval, progress.step) and progress.step < iters:
+                scores = _validate(task, engine, "valid", config.evaluation.eval_iters)
+                telemetry.validation(progress.step, _numbers(scores))
+            if _due(config.checkpoint.save_interval, progress.step):
+                telemetry.event("checkpoint", f"saved {store.save(engine, progress).name}")
+                saved_at = progress.step
+        if progress.step > saved_at:
+            telemetry.event("checkpoint", f"saved {store.save(engine, progress).name}")
+        if signal_name:
+            telemetry.event("stop", f"stopped by {signal_name} after step {progress.step}; start again to go on")
+        else:
+            _finish(task, engine, config, telemetry, directory)
+    return progress
+
+
+def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:
+    """The config with what only the data set knows filled in."""
+    if isinstance(config.model, CalmConfig) and config.model.input == "tokens":
+        return replace(config, model=replace(config.model, pad_token_id=data.pad_id))
+    return config
+
+
+def _open_data(config: RunConfig) -> DataSplits:
+    model = config.model
+    return DataSplits.open(
+        config.data, patch_size=model.patch_size, seed=config.run.seed, vocab_size=model.vocab_size
+    )
+
+
+def _schedule(config: RunConfig, world_size: int) -> BatchSchedule:
+    train = config.train
+    return BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, world_size)
+
+
+def _due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _validate(task: Task, engine: Engine, split: str, micro_batches: int) -> dict[str, object]:
+    engine.module.eval()
+    scores = task.validate(engine.module, split, micro_batches)
+    engine.module.train()
+    return scores
+
+
+def _finish(task: Task, engine: Engine, config: RunConfig, telemetry: Telemetry, directory: Path) -> None:
+    """The last validation: logged, and for programs in `evaluation.json`."""
+    scores = _validate(task, engine, "valid", config.evaluation.final_eval_iters)
+    telemetry.validation(config.train.train_iters, _numbers(scores))
+    if engine.grid.is_main:
+        text = json.dumps({"step": config.train.train_iters, **scores}, indent=2)
+        _write(directory / "evaluation.json", text + "\n")
+
+
+def _numbers(scores: dict[str, object]) -> dict[str, float]:
+    """The scalars among the scores, for logs."""
+    return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+
+
+def _describe_run(directory: Path, config: RunConfig, data: DataSplits) -> None:
+    """Put config and tokenizer into the run folder, so that it stands for itself."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / "config.yaml", to_yaml(config))
+        source = data.tokenizer_path
+        for file in [source] if source.is_file() else source.glob("*.json"):
+            (directory / "tokenizer").mkdir(exist_ok=True)
+            shutil.copy(file, directory / "tokenizer" / file.name)
+    except OSError as error:
+        raise UserError(f"the run folder cannot be written: {error}", str(directory), "name another folder") from None
+
+
+def _machine(engine: Engine, grid: Grid) -> dict[str, object]:
+    return {
+        "parameters": count_parameters(engine.module),
+        "ranks": grid.world_size,
+        "device": str(grid.device) if grid.device.type == "cpu" else torch.cuda.get_device_name(grid.device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

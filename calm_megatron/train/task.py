@@ -1,0 +1,50 @@
+"""What the loop needs to know of a model: how to build it, its training terms for a batch, and its validation."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import RunConfig
+from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.evaluate.validation import EvaluationPlan
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.random_streams import RandomStreams
+
+
+class Task(Protocol):
+    """One kind of model to train; see autoencoder_task.py and calm_task.py."""
+
+    data: DataSplits
+
+    def build(self) -> nn.Module:
+        """The module with its initial weights, in the precision of the run, on its device."""
+
+    def terms(self, module: Callable[..., Any], batch: Batch, step: int) -> dict[str, Tensor]:
+        """Scalars of a micro-batch, means over its patches; "loss" among them carries the gradient."""
+
+    def validate(self, module: nn.Module, split: str, micro_batches: int) -> dict[str, object]:
+        """Scores on a split of the data, the same on all ranks; `micro_batches` = 0 takes all of it."""
+
+
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """Type of weights and activations."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.precision]
+
+
+def evaluation_plan(
+    config: RunConfig, data: DataSplits, split: str, micro_batches: int, grid: Grid, streams: RandomStreams
+) -> EvaluationPlan:
+    """What a validation runs over; `split` is train, valid or test, `micro_batches` = 0 takes all of it.
+
+    Raises:
+        UserError: the data has no such split.
+    """
+    dataset = getattr(data, split)
+    if dataset is None:
+        raise UserError(f"the data has no split '{split}'", "data", "give it a share in data.split, or its own path")
+    size = config.train.micro_batch_size
+    sequences = micro_batches * size * grid.data_parallel_size if micro_batches else None
+    return EvaluationPlan(dataset, size, sequences, grid, streams)

@@ -1,0 +1,30 @@
+"""Train CALM: `python pretrain_calm.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
+
+from calm_megatron.config.errors import run_command_line
+from calm_megatron.config.schema import CalmConfig, RunConfig
+from calm_megatron.train import command_line
+
+
+def main() -> None:
+    """Read the config, build the task, run the loop."""
+    config = command_line.parse(
+        "Train a continuous autoregressive language model on a frozen autoencoder.",
+        "python pretrain_calm.py examples/models/calm_demo.yaml examples/machines/cpu.yaml data.data_path=data/corpus",
+    )
+    if not isinstance(config.model, CalmConfig):
+        raise command_line.wrong_type(config, "calm", "pretrain_ae.py")
+    # Heavy imports wait until the config is known to be good.
+    from calm_megatron.data.loader import DataSplits
+    from calm_megatron.parallel.grid import Grid
+    from calm_megatron.train import loop
+    from calm_megatron.train.calm_task import CalmTask
+
+    def task(config: RunConfig, data: DataSplits, grid: Grid) -> CalmTask:
+        assert isinstance(config.model, CalmConfig)
+        return CalmTask(config, config.model, data, grid)
+
+    loop.run(task, config)
+
+
+if __name__ == "__main__":
+    run_command_line(main)

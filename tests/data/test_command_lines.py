@@ -1,0 +1,110 @@
+"""The tools as a user runs them: what they make, and one message and nothing left behind when the input is bad."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from calm_megatron.data.indexed import IndexedCorpus
+from calm_megatron.data.tokenizer import Tokenizer
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == 1 and len(result.stderr.splitlines()) <= 10
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_text_to_data_set(run_tool: Run, jsonl: Path, tmp_path: Path) -> None:
+    trained = run_tool("train_tokenizer.py", "--input", jsonl, "--output", tmp_path / "tokenizer", "--vocab-size", 500)
+    assert trained.returncode == 0, trained.stderr
+    assert "vocabulary 500" in trained.stdout and "warning" not in trained.stdout
+    made = run_tool(
+        "preprocess_data.py", "--input", jsonl, "--tokenizer", tmp_path / "tokenizer", "--output-prefix", tmp_path / "set"
+    )
+    assert made.returncode == 0 and made.stderr == "", made.stderr
+    corpus = IndexedCorpus.open(tmp_path / "set")
+    assert f"{corpus.facts.tokens:,}" in made.stdout
+    assert corpus.facts.tokenizer_fingerprint == Tokenizer.load(tmp_path / "tokenizer").fingerprint
+    content = (tmp_path / "set.bin").read_bytes()
+    (tmp_path / "set.bin").write_bytes(content[:-100])
+    expected = f"{len(content) - 100:,} bytes, {len(content):,} expected"
+    assert_refused(run_tool("preprocess_data.py", "--verify", tmp_path / "set"), "the file of ids is cut", expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ("the corpus file does not exist",)),
+        (b"\n", ("the corpus is empty",)),
+        (b'{"text": "a"}\n{"text": "b}\n\n{"txt": "c"}\n', ("2 of 3 lines", "line 2: not valid JSON", "line 4: no key")),
+        (b'{"text": "a"}\n{"text": "\xc3("}\n', ("1 of 2 lines", "line 2: not valid UTF-8: byte 0xc3")),
+    ],
+)
+def test_bad_corpus(run_tool: Run, tokenizer_dir: Path, tmp_path: Path, content: bytes | None, parts: tuple[str]) -> None:
+    file = tmp_path / "corpus.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    result = run_tool(
+        "preprocess_data.py", "--input", file, "--tokenizer", tokenizer_dir, "--output-prefix", tmp_path / "set"
+    )
+    assert_refused(result, *parts, str(file))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_tokenizer_that_is_none(run_tool: Run, jsonl: Path, tmp_path: Path) -> None:
+    result = run_tool("preprocess_data.py", "--input", jsonl, "--tokenizer", tmp_path, "--output-prefix", tmp_path / "set")
+    assert_refused(result, "there is no tokenizer", "tokenizer.json")
+
+
+def test_tokenizer_cannot_be_trained_from_nothing(run_tool: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    result = run_tool(
+        "train_tokenizer.py", "--input", tmp_path / "empty.txt", "--output", tmp_path / "out", "--vocab-size", 300
+    )
+    assert_refused(result, "the corpus is empty")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_missing_options_are_told(run_tool: Run, jsonl: Path) -> None:
+    result = run_tool("preprocess_data.py", "--input", jsonl)
+    assert result.returncode == 2 and "--input, --tokenizer and --output-prefix are needed" in result.stderr
+
+
+def test_killed_run_leaves_no_final_name(jsonl: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    """The corpus comes through a pipe that never ends, so the kill hits a run that is writing."""
+    pipe = tmp_path / "corpus.jsonl"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--input", str(pipe)),
+            *("--tokenizer", str(tokenizer_dir), "--output-prefix", str(tmp_path / "set")),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        with open(pipe, "wb") as stream:
+            stream.write(jsonl.read_bytes())
+            stream.flush()
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("set.bin.tmp-*")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 2 and left[0] == "corpus.jsonl" and left[1].startswith("set.bin.tmp-")
