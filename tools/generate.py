@@ -6,16 +6,13 @@ Example: python tools/generate.py --model runs/demo/calm --prompt "KING LEAR." -
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from calm_megatron.config.errors import run_command_line
+from calm_megatron.generate.options import GenerationOptions
 
-from calm_megatron.checkpoint.load import find_checkpoint, load_calm
-from calm_megatron.config.errors import UserError, run_command_line
-from calm_megatron.data.tokenizer import Tokenizer
-from calm_megatron.generate.decode import GenerationOptions
-from calm_megatron.generate.text import GeneratedText, generate_text, read_prompts
-from calm_megatron.parallel.grid import one_rank
-from calm_megatron.telemetry.files import write_atomically
+if TYPE_CHECKING:
+    from calm_megatron.generate.text import GeneratedText
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def show(result: GeneratedText) -> None:
+def show(result: "GeneratedText") -> None:
     """Print prompt and continuation."""
     print(f"{result.prompt}{result.text}")
     if result.generation.constrained_fallback:
@@ -64,9 +61,16 @@ def main() -> None:
         seed=arguments.seed,
         partial_patch=arguments.partial_patch,
     )
+    # Heavy imports wait until the command line is known to be good.
+    import torch
+
+    from calm_megatron.checkpoint.load import find_checkpoint, load_calm
+    from calm_megatron.data.tokenizer import Tokenizer
+    from calm_megatron.generate.text import generate_text, read_prompts
+    from calm_megatron.parallel.grid import one_rank
+    from calm_megatron.telemetry.files import write_atomically
+
     prompts = arguments.prompt + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
-    if arguments.seed < 0:
-        raise UserError("the seed is negative", "--seed", "give 0 or more")
     tokenizer = Tokenizer.load(arguments.tokenizer or find_checkpoint(arguments.model).parent.parent / "tokenizer")
     with one_rank() as grid:
         model = load_calm(arguments.model, arguments.autoencoder).to(grid.device)

@@ -12,12 +12,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", type=Path, metavar="RUN", help="folder of the autoencoder's run")
     parser.add_argument("--calm", type=Path, metavar="RUN", help="folder of the CALM's run")
-    parser.add_argument("--evaluation", type=Path, metavar="FILE", help="the CALM's evaluation; default: RUN/evaluation.json")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder that report.html is written to")
-    parser.add_argument("--title", default="CALM training report", help="heading of the page")
-    parser.add_argument("--command", action="append", default=[], metavar="LINE", help="a command that made the runs; may be repeated")
     parser.add_argument(
-        "--about", action="append", default=[], metavar="NAME=TEXT", help="a row about what was run, such as the corpus; may be repeated"
+        "--evaluation", type=Path, metavar="FILE", help="the CALM's evaluation; default: RUN/evaluation.json"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder that report.html is written to"
+    )
+    parser.add_argument("--title", default="CALM training report", help="heading of the page")
+    parser.add_argument(
+        "--command", action="append", default=[], metavar="LINE", help="a command that made the runs; may be repeated"
+    )
+    parser.add_argument(
+        "--about",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="a row about what was run, such as its corpus; may be repeated",
     )
     options = parser.parse_args()
     path = write_report(
@@ -35,7 +45,8 @@ def main() -> None:
 def _name_and_text(row: str) -> tuple[str, str]:
     name, equals, text = row.partition("=")
     if not equals:
-        raise UserError(f"--about needs NAME=TEXT, and was given {row!r}", "--about", "write, for example, --about 'Corpus=Shakespeare, 4.9 MB'")
+        example = "write, for example, --about 'Corpus=Shakespeare, 4.9 MB'"
+        raise UserError(f"--about needs NAME=TEXT, and was given {row!r}", "--about", example)
     return name, text
 
 

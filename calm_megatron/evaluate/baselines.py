@@ -72,7 +72,7 @@ class UnigramSampler:
         patch_size = target_RK.shape[1]
         draws_2RK = torch.empty(2, *target_RK.shape, dtype=torch.int64)
         owners_R = sequence_R.cpu()
-        for sequence in owners_R.unique().tolist():
+        for sequence in sorted(set(owners_R.tolist())):
             mine_R = owners_R == sequence
             draws_2RK[:, mine_R] = torch.from_numpy(self.draw(sequence, (2, int(mine_R.sum()), patch_size)))
         first_RK, second_RK = draws_2RK.to(target_RK.device)
@@ -82,18 +82,21 @@ class UnigramSampler:
 def training_counts(dataset: PatchedDataset, vocab_size: int) -> NDArray[np.int64]:
     """Return counts_V of a training set as models see it, end-of-document and pad tokens included.
 
-    Of a large set the first sequences are taken, up to `COUNTED_TOKENS`; as training sets are shuffled, that is a sample.
+    Of a large set the first sequences are taken, up to `COUNTED_TOKENS`; as training sets are shuffled, that is a
+    sample.
     """
     count = min(dataset.sequences_per_epoch, max(1, COUNTED_TOKENS // dataset.seq_length))
     return count_tokens((dataset.sequence(index).ids_T for index in range(count)), vocab_size)
 
 
-def validate_unigram(counts_V: NDArray[np.int64], plan: EvaluationPlan, patch_size: int, confidence: float) -> BrierScore:
+def validate_unigram(
+    counts_V: NDArray[np.int64], plan: EvaluationPlan, patch_size: int, confidence: float
+) -> BrierScore:
     """Score a unigram sampler on the patches that `validate_calm` scores a model on."""
     sampler = UnigramSampler(counts_V, plan.streams.seed)
     total = BrierAccumulator(plan.dataset.sequences_per_epoch, device=plan.grid.device)
     for batch in plan.batches():
-        target_RK = batch.ids_BT[:, patch_size:].unflatten(1, (-1, patch_size)).flatten(0, 1)
+        target_RK = batch.ids_BT[:, patch_size:].reshape(-1, patch_size)
         sequence_R = batch.sequence_ids_B.repeat_interleave(batch.ids_BT.shape[1] // patch_size - 1)
         if len(target_RK):
             total.add(sampler.terms(target_RK, sequence_R), sequence_R)

@@ -5,13 +5,13 @@ A model without probabilities has no perplexity. The Brier score of a distributi
 
     E[ 1{x1 = y} + 1{x2 = y} - 1{x1 = x2} ]  =  2 P(y) - sum_x P(x)^2
 
-since 1{x = y} has the expectation P(y), and two draws collide with probability sum_x P(x)^2. Brier-n applies this to the
-next n tokens taken as one outcome, and BrierLM is the geometric mean of Brier-1 to Brier-4, times 100
-(arXiv 2510.27688, the part on evaluation by BrierLM).
+since 1{x = y} has the expectation P(y), and two draws collide with probability sum_x P(x)^2. Brier-n applies this to
+the next n tokens taken as one outcome, and BrierLM is the geometric mean of Brier-1 to Brier-4, times 100 (arXiv
+2510.27688, the part on evaluation by BrierLM).
 
-Each Brier-n is unbiased, for any number of patches. Their geometric mean is a non-linear function of four estimates, hence
-only consistent: its bias vanishes as the set grows, like the square of its standard error. That is why terms are averaged
-over the whole set first and the root is taken last, never batch by batch.
+Each Brier-n is unbiased, for any number of patches. Their geometric mean is a non-linear function of four estimates,
+hence only consistent: its bias vanishes as the set grows, like the square of its standard error. That is why terms are
+averaged over the whole set first and the root is taken last, never batch by batch.
 """
 
 import math
@@ -65,12 +65,13 @@ def brier_terms(first_RK: Tensor, second_RK: Tensor, target_RK: Tensor, orders: 
 def brierlm(brier_O: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the geometric mean over the last axis, times 100, where a negative Brier-n counts as zero.
 
-    The official code clips the product of the four instead. A model that always gives the same wrong answer then has four
-    values of -1, a product of +1 and thus the perfect score of 100; an untrained head, which is constant, is such a model.
-    Both rules agree whenever no value, or an odd number of them, is negative.
+    The official code clips the product of the four instead. A model that always gives the same wrong answer then has
+    four values of -1, a product of +1 and thus the perfect score of 100; an untrained head, which is constant, is such
+    a model. Both rules agree whenever no value, or an odd number of them, is negative.
     """
     clipped_O = np.maximum(brier_O, 0.0)
-    return 100.0 * np.prod(clipped_O, axis=-1) ** (1.0 / brier_O.shape[-1])
+    score: NDArray[np.float64] = 100.0 * np.prod(clipped_O, axis=-1) ** (1.0 / brier_O.shape[-1])
+    return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,9 @@ class BrierScore:
 class BrierAccumulator:
     """Sums Brier terms by the sequence that they come from.
 
-    `state_SC` is the whole state: for each of S sequences the sums of the O terms and the number of patches. All numbers
-    in it are whole and small, so float64 adds them exactly: ranks may share one set in any way and sum their states
-    (an all-reduce), and the score does not depend on how. Sequences that were never added do not count.
+    `state_SC` is the whole state: for each of S sequences the sums of the O terms and the number of patches. All
+    numbers in it are whole and small, so float64 adds them exactly: ranks may share one set in any way and sum their
+    states (an all-reduce), and the score does not depend on how. Sequences that were never added do not count.
 
     Args:
         num_sequences: S, sequences of the whole evaluation set, over all ranks.
@@ -131,9 +132,10 @@ class BrierAccumulator:
     def score(self, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> BrierScore:
         """Score all that was added.
 
-        The interval says how much the score would move if other text of the same kind, and other draws of the model, had
-        been scored. It is the percentile bootstrap over sequences: sequences, not patches, are drawn with replacement,
-        since patches of one text are not independent. It does not cover what another training run would change.
+        The interval says how much the score would move if other text of the same kind, and other draws of the model,
+        had been scored. It is the percentile bootstrap over sequences: sequences, not patches, are drawn with
+        replacement, since patches of one text are not independent. It does not cover what another training run would
+        change.
 
         Args:
             confidence: level of the interval.

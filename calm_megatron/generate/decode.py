@@ -2,18 +2,19 @@
 
 The model reads whole patches, so a prompt of T tokens gives T // K patches of context and a remainder of r tokens.
 
-- `partial_patch="constrain"`: the remainder is no context but a condition on the patch drawn next. Samples of that patch are
-  drawn until some begin with those r tokens, and one of these is taken: the model's own law given the prompt, with nothing
-  invented in between. When `max_pools` pools hold no such sample (the model finds the remainder too unlikely), one with the
-  longest agreeing beginning is taken and the prompt's tokens are put over it; `constrained_fallback` then says so.
+- `partial_patch="constrain"`: the remainder is no context but a condition on the patch drawn next. Samples of that
+  patch are drawn until some begin with those r tokens, and one of these is taken: the model's own law given the prompt,
+  with nothing invented in between. When `max_pools` pools hold no such sample (the model finds the remainder too
+  unlikely), one with the longest agreeing beginning is taken and the prompt's tokens are put over it;
+  `constrained_fallback` then says so.
 - `partial_patch="pad"`: what the official code does. The prompt is filled up with pad tokens, which become context.
 
-The official model has no begin-of-sequence patch and never learns to predict the first patch of a sequence. A prompt without
-one whole patch therefore starts from the patch `[eod, pad, ..., pad]`, the way a document ends when its length is a multiple
-of K, where documents are filled up to whole patches.
+The official model has no begin-of-sequence patch and never learns to predict the first patch of a sequence. A prompt
+without one whole patch therefore starts from the patch `[eod, pad, ..., pad]`, the way a document ends when its length
+is a multiple of K, where documents are filled up to whole patches.
 
-Rows with equally many whole patches of context run as one batch. No row ever sees pads of another, and noise is keyed by
-prompt, so batching does not change a result (up to the rounding of batched matrix products).
+Rows with equally many whole patches of context run as one batch. No row ever sees pads of another, and noise is keyed
+by prompt, so batching does not change a result (up to the rounding of batched matrix products).
 """
 
 from collections import defaultdict
@@ -26,42 +27,9 @@ from torch import Tensor
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.generate.draws import Draws, KeyedDraws
-from calm_megatron.generate.temperature import select, temperature_order
+from calm_megatron.generate.options import GenerationOptions
+from calm_megatron.generate.temperature import select
 from calm_megatron.model.calm import Calm
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How to continue a prompt."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    """1/n for a whole n."""
-    num_samples: int = 200
-    """Samples in a pool; used below temperature 1 and for a remainder of the prompt."""
-    seed: int = 0
-    partial_patch: Literal["constrain", "pad"] = "constrain"
-    max_pools: int = 8
-    """Pools drawn for a remainder before giving up."""
-    max_batch_size: int = 64
-    """Rows computed at once."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_samples", "max_pools", "max_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}", name, "give 1 or more")
-        if self.num_samples < self.order:
-            raise UserError(
-                f"a pool of {self.num_samples} samples cannot hold {self.order} equal ones, "
-                f"which temperature {self.temperature:.4g} looks for",
-                "num_samples",
-                f"draw at least {self.order} samples, better some hundred",
-            )
-
-    @property
-    def order(self) -> int:
-        """n of the temperature 1/n."""
-        return temperature_order(self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 Sampling at temperature T draws from P(x)^(1/T) / Z. For T = 1/n, P(x)^n is the probability that n independent draws all
 give x, so one could draw n at a time until they agree. The batch approximation looks at a pool of N draws at once: an
-outcome seen c times could be the common value of comb(c, n) groups of n draws, and is chosen in proportion to that number
-(arXiv 2510.27688, the batch approximation of its likelihood-free temperature sampling). As N grows, comb(c, n) / N^n tends to
-P(x)^n / n!, so the choice tends to the exact law. When nothing was seen n times, n - 1 takes its place, and so on down to 1:
-small pools give a temperature that is a little too high, never an error.
+outcome seen c times could be the common value of comb(c, n) groups of n draws, and is chosen in proportion to that
+number (arXiv 2510.27688, the batch approximation of its likelihood-free temperature sampling). As N grows, comb(c, n) /
+N^n tends to P(x)^n / n!, so the choice tends to the exact law. When nothing was seen n times, n - 1 takes its place,
+and so on down to 1: small pools give a temperature that is a little too high, never an error.
 
 An outcome is a patch: a tuple of K tokens.
 """
@@ -65,9 +65,9 @@ def _same_outcome(pool_BNK: Tensor) -> tuple[Tensor, Tensor]:
 def combinations(count: Tensor, order: Tensor, largest_order: int) -> Tensor:
     """Return comb(count, order) elementwise in float64.
 
-    After each factor the value is a binomial coefficient again, so results are exact while the product before the division,
-    at most `order` times the result, stays below 2^53. Larger ones (a count of 500 and order 10 give 2.5e20) carry a
-    relative error of some 1e-15, which no choice between weights can show.
+    After each factor the value is a binomial coefficient again, so results are exact while the product before the
+    division, at most `order` times the result, stays below 2^53. Larger ones (a count of 500 and order 10 give 2.5e20)
+    carry a relative error of some 1e-15, which no choice between weights can show.
 
     Args:
         count: non-negative whole numbers.
@@ -83,8 +83,8 @@ def combinations(count: Tensor, order: Tensor, largest_order: int) -> Tensor:
 def temperature_weights(pool_BNK: Tensor, order: int, usable_BN: Tensor | None = None) -> Tensor:
     """Return the weight of each draw of the pool at temperature 1/order.
 
-    An outcome that occurs several times has its whole weight at its first occurrence and zero at the others, so the places
-    with a positive weight are the candidates in the order of first appearance.
+    An outcome that occurs several times has its whole weight at its first occurrence and zero at the others, so the
+    places with a positive weight are the candidates in the order of first appearance.
 
     Args:
         pool_BNK: tokens of N draws for each of B rows.

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.generate.decode import Generation, GenerationOptions, generate
+from calm_megatron.generate.decode import Generation, generate
+from calm_megatron.generate.options import GenerationOptions
 from calm_megatron.model.calm import Calm
 
 
@@ -72,7 +73,7 @@ def generate_text(
 
 
 def _continuation(tokenizer: TextTokenizer, prompt: str, result: Generation) -> str:
-    """The new text. Decoded together with the prompt where possible: some tokenizers treat the start of a text apart."""
+    """The new text, decoded behind the prompt where possible: some tokenizers treat the start of a text apart."""
     whole = tokenizer.decode(result.prompt_ids + result.new_ids)
     return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(result.new_ids)
 

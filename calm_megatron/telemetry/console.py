@@ -10,13 +10,14 @@ from calm_megatron.telemetry.run_log import Event, Record
 
 COLUMNS = (
     ("loss", "loss"),
-    ("energy/distance_targets", "to target"),
-    ("energy/distance_samples", "among samples"),
-    ("autoencoder/cross_entropy", "cross-entropy"),
+    ("energy/distance_targets", "target"),
+    ("energy/distance_samples", "spread"),
+    ("autoencoder/cross_entropy", "ce"),
     ("autoencoder/kl", "kl"),
-    ("grad_norm", "grad norm"),
+    ("grad_norm", "grad"),
 )
-"""Values that get a column, with its label. All others are in the log and in TensorBoard."""
+"""Values that get a column, with its label: `target` is the distance of the samples to the target, `spread` that among
+the samples, `ce` the cross-entropy. All other values are in the log and in TensorBoard."""
 
 
 def step_line(record: Record, train_iters: int) -> str:
@@ -28,19 +29,20 @@ def step_line(record: Record, train_iters: int) -> str:
         cells.append(f"lr {values['learning_rate']:.2e}")
     cells.append(f"{formats.count(values.get('speed/tokens_per_second')):>6} tok/s")
     cells.append(f"{formats.duration(values.get('speed/seconds_left')):>7} left")
-    return "   ".join(cells)
+    return "  ".join(cells)
 
 
 def validation_line(record: Record, train_iters: int) -> str:
     """The line of a validation: its main values; those of a group (`group/name`) are in the files only."""
     cells = [_place("valid", record.step, train_iters)]
-    cells += [f"{name.replace('_', ' ')} {formats.fixed(value).strip()}" for name, value in record.values.items() if "/" not in name]
-    return "   ".join(cells)
+    main = {name: value for name, value in record.values.items() if "/" not in name}
+    cells += [f"{name.replace('_', ' ')} {formats.fixed(value).strip()}" for name, value in main.items()]
+    return "  ".join(cells)
 
 
 def event_line(event: Event, train_iters: int) -> str:
     """The line of an event."""
-    return f"{_place('event', event.step, train_iters)}   {event.kind.replace('_', ' ')}: {event.message}"
+    return f"{_place('event', event.step, train_iters)}  {event.kind.replace('_', ' ')}: {event.message}"
 
 
 class Console:

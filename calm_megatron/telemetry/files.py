@@ -35,4 +35,5 @@ def read_json(path: Path) -> Any:
     try:
         return orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
-        raise UserError(f"this file is not valid JSON: {error}", str(path), "make it again with the tool that wrote it") from error
+        again = "make it again with the tool that wrote it"
+        raise UserError(f"this file is not valid JSON: {error}", str(path), again) from error

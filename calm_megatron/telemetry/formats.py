@@ -32,9 +32,9 @@ def count(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return _NO_VALUE
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # so that three digits never become 1000
             scaled = value / size
-            decimals = max(2 - math.floor(math.log10(abs(scaled))), 0)
+            decimals = min(max(2 - math.floor(math.log10(abs(scaled))), 0), 2)
             return f"{scaled:.{decimals}f}{letter}"
     return f"{value:.0f}"
 
@@ -47,7 +47,7 @@ def percent(share: float | None) -> str:
         return f"{100 * share:.0f} %"
     missing = 1 - share
     decimals = min(max(math.floor(-math.log10(missing)), 1), 4)
-    return f"{100 * share:.{decimals}f} %"
+    return f"{100 * min(share, 0.999999):.{decimals}f} %"  # what is not all must not be rounded to all
 
 
 def duration(seconds: float | None) -> str:

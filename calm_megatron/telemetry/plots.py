@@ -16,8 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from calm_megatron.telemetry import formats
-
 INK, MUTED, RULE = "#1f2a37", "#6b7684", "#e4e3dd"
 COLOURS = ("#0f766e", "#c2703d", "#4f5fb3", "#a23b72")
 _SIZES = {"large": (5.0, 2.9), "small": (3.1, 2.15)}
@@ -137,7 +135,7 @@ def robustness(title: str, sigmas: Sequence[float], accuracies: Sequence[float])
         axes.set_ylim(0, 1.0)
         axes.set_xlim(left=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
-        axes.set_xlabel("σ of the Gaussian noise on the latent vector")
+        axes.set_xlabel("standard deviation of the noise on the latent vector")
         return _svg(figure, title)
 
 
@@ -166,7 +164,7 @@ def intervals(title: str, rows: Sequence[Interval]) -> str:
 def _canvas(
     size: Size, left: float = 0.58, right: float = 0.2, bottom: float = 0.48, top: float = 0.3
 ) -> tuple[Figure, Axes]:
-    """A figure and its axes, with margins in inches: an automatic layout would measure text in another font than the page's."""
+    """A figure and its axes. Margins are fixed, in inches: an automatic layout would measure a font not the page's."""
     width, height = _SIZES[size]
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
@@ -229,7 +227,8 @@ def _plain_log_ticks(axes: Axes) -> None:
     decades = math.log10(high / low)
     factors = (1,) if decades > 3 else (1, 3) if decades > 1.6 else (1, 2, 5)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    axes.yaxis.set_major_locator(FixedLocator([factor * 10.0**exponent for exponent in exponents for factor in factors]))
+    ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -251,7 +250,7 @@ def _finish(axes: Axes, lines: Sequence[Line]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.set_xlabel("step")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(line.steps[-1] for line in lines))
     if len(lines) > 1:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=len(lines), columnspacing=1.4)
 
@@ -267,7 +266,7 @@ def _tick(value: float) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` element that can lie in a page beside others: scaled by the page, without ids of its own."""
+    """The figure as an `<svg>` element that the page scales, and that can lie beside others of other titles."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -85,7 +85,11 @@ def write_report(
 
 def _render(content: Mapping[str, Any]) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template(_TEMPLATE).render(content)
 
@@ -95,18 +99,23 @@ def _name(run: RunFolder) -> str:
 
 
 def _finished(runs: Sequence[RunFolder]) -> str:
-    times = [entry.time for run in runs if run.log for entry in (*run.log.train[-1:], *run.log.events[-1:])]
+    logs = [run.log for run in runs if run.log]
+    times = [record.time for log in logs for record in log.train[-1:]]
+    times += [event.time for log in logs for event in log.events[-1:]]
     return f"{formats.moment(max(times))} UTC" if times else ""
 
 
 def _autoencoder_tiles(run: RunFolder | None) -> list[Tile]:
     if run is None or run.evaluation is None:
         return []
-    found, split = run.evaluation, f"{run.evaluation.get('split', 'held-out')} set"
-    tiles = [Tile("Reconstructed tokens", formats.percent(found.get("token_accuracy_sample")), f"from a posterior sample, {split}")]
+    found = run.evaluation
+    note = f"from a posterior sample, {found.get('split', 'held-out')} set"
+    tiles = [Tile("Reconstructed tokens", formats.percent(found["token_accuracy_sample"]), note)]
     if (collapsed := found.get("collapsed_dimensions")) is not None:
         alive = f"{found['latent_size'] - collapsed} of {found['latent_size']}"
-        tiles.append(Tile("Latent dimensions", alive, "carry information" if collapsed else "carry information, none collapsed"))
+        tiles.append(
+            Tile("Latent dimensions", alive, "carry information" if collapsed else "carry information, none collapsed")
+        )
     return tiles
 
 
@@ -126,8 +135,9 @@ def _shared_tiles(runs: Sequence[RunFolder]) -> list[Tile]:
     logs = {_name(run): run.log for run in runs if run.log}
     if not logs:
         return []
-    parts = ", ".join(f"{name} {formats.duration(log.wall_seconds)}" for name, log in logs.items())
-    return [Tile("Training time", formats.duration(sum(log.wall_seconds for log in logs.values())), parts if len(logs) > 1 else "wall time")]
+    seconds = {name: log.wall_seconds for name, log in logs.items()}
+    parts = ", ".join(f"{name} {formats.duration(time)}" for name, time in seconds.items())
+    return [Tile("Training time", formats.duration(sum(seconds.values())), parts if len(logs) > 1 else "wall time")]
 
 
 def _what_was_run(run: RunFolder) -> list[tuple[str, str]]:
@@ -149,7 +159,8 @@ def _what_was_run(run: RunFolder) -> list[tuple[str, str]]:
         ("Precision", run.setting("train", "precision")),
         ("Seed", run.setting("run", "seed")),
     ]
-    return [(name, f"{value:,}" if type(value) is int and name != "Seed" else str(value)) for name, value in rows if value is not None]
+    told = [(name, value) for name, value in rows if value is not None]
+    return [(name, f"{value:,}" if type(value) is int and name != "Seed" else str(value)) for name, value in told]
 
 
 def _layers(run: RunFolder) -> str | None:
@@ -185,7 +196,9 @@ def _autoencoder_section(run: RunFolder | None) -> dict[str, Any] | None:
         ("KL", formats.short(found.get("kl"))),
     ]
     pace = report_charts.pace(run)
-    return {"charts": _marked(charts), "pace": _marked(pace), "facts": facts if found else []} if charts or pace or found else None
+    if not (charts or pace or found):
+        return None
+    return {"charts": _marked(charts), "pace": _marked(pace), "facts": facts if found else []}
 
 
 def _calm_section(run: RunFolder | None) -> dict[str, Any] | None:
@@ -225,7 +238,7 @@ def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _timeline(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
-    events = sorted(((event, run) for run in runs if run.log for event in run.log.events), key=lambda pair: pair[0].time)
+    told = [(event, run) for run in runs if run.log for event in run.log.events]
     return [
         {
             "time": formats.moment(event.time),
@@ -234,7 +247,7 @@ def _timeline(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
             "kind": event.kind.replace("_", " "),
             "message": event.message,
         }
-        for event, run in events
+        for event, run in sorted(told, key=lambda pair: pair[0].time)
     ]
 
 
@@ -245,7 +258,8 @@ def _environment(runs: Sequence[RunFolder]) -> dict[str, str]:
     for fact in dict.fromkeys(fact for facts in described.values() for fact in facts):
         values = {name: str(facts[fact]) for name, facts in described.items() if fact in facts}
         same = len(set(values.values())) == 1
-        rows[fact] = next(iter(values.values())) if same else "; ".join(f"{name}: {value}" for name, value in values.items())
+        each = "; ".join(f"{name}: {value}" for name, value in values.items())
+        rows[fact] = next(iter(values.values())) if same else each
     return rows
 
 

@@ -24,8 +24,8 @@ def autoencoder(run: RunFolder) -> list[Chart]:
     charts = []
     if run.log is not None:
         names = {"autoencoder/cross_entropy": "cross-entropy", "autoencoder/kl": "KL"}
-        charts += _loss(run.log, "Loss", "Reconstruction and weighted KL.")
-        charts += _terms(run.log, "Parts of the loss", "Reconstruction, and distance from the prior.", names)
+        charts += _loss(run, run.log, "Loss", "Reconstruction and weighted KL.")
+        charts += _terms(run, run.log, "Parts of the loss", "Reconstruction, and distance from the prior.", names)
         charts += _accuracy(run.log)
     points = (run.evaluation or {}).get("robustness") or []
     if points:
@@ -42,8 +42,8 @@ def calm(run: RunFolder) -> list[Chart]:
         return []
     names = {"energy/distance_targets": "to the target", "energy/distance_samples": "among samples"}
     return [
-        *_loss(run.log, "Energy loss", "Negative energy score; lower is better."),
-        *_terms(run.log, "Terms of the energy score", "Distances in latent space.", names),
+        *_loss(run, run.log, "Energy loss", "Negative energy score; lower is better."),
+        *_terms(run, run.log, "Terms of the energy score", "Distances in latent space.", names),
     ]
 
 
@@ -51,51 +51,68 @@ def pace(run: RunFolder) -> list[Chart]:
     """Gradient norm, learning rate, throughput: small charts."""
     if run.log is None:
         return []
+    norm, speed = _line(run.log, "grad_norm", ""), _line(run.log, "speed/tokens_per_second", "")
     rate = replace(_line(run.log, "learning_rate", ""), drawn="exactly")
     return [
-        *_chart("Gradient norm", "Before clipping.", [_line(run.log, "grad_norm", "")], "small"),
-        *_chart("Learning rate", "As scheduled.", [rate], "small"),
-        *_chart("Throughput", "Tokens a second.", [_line(run.log, "speed/tokens_per_second", "")], "small", from_zero=True),
+        *_chart(run, "Gradient norm", "Before clipping.", [norm], "small"),
+        *_chart(run, "Learning rate", "As scheduled.", [rate], "small"),
+        *_chart(run, "Throughput", "Tokens a second.", [speed], "small", from_zero=True),
     ]
 
 
 def score(run: RunFolder, models: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
     """BrierLM of each model with its interval, and how it grew in training."""
-    rows = [plots.Interval(name, found["brierlm"], found["brierlm_low"], found["brierlm_high"]) for name, found in models.items()]
+    rows = [
+        plots.Interval(name, found["brierlm"], found["brierlm_low"], found["brierlm_high"])
+        for name, found in models.items()
+    ]
     title = "BrierLM beside its baselines" if len(rows) > 1 else "BrierLM and its interval"
-    charts = [Chart(title, "At the end of training; dots are estimates, lines intervals.", plots.intervals(title, rows))]
+    note = "At the end of training; dots are estimates, lines intervals."
+    charts = [Chart(title, note, plots.intervals(title, rows))]
     if run.log is not None:
         line = plots.Line("", *run.log.series("brierlm", "validation"), drawn="with marks")
-        charts += _chart("BrierLM while training", "On validation text.", [line], from_zero=True)
+        charts += _chart(run, "BrierLM while training", "On validation text.", [line], from_zero=True)
     return charts
 
 
-def _loss(log: RunLog, title: str, note: str) -> list[Chart]:
+def _loss(run: RunFolder, log: RunLog, title: str, note: str) -> list[Chart]:
     lines = [_line(log, "loss", "training")]
-    if "loss" in log.names("validation"):
-        steps, values = log.series("loss", "validation")
+    steps, values = log.series("loss", "validation")
+    if steps:
         lines.append(plots.Line("validation", steps, values, drawn="with marks"))
-    return _chart(title, note, lines)
+    return _chart(run, title, note, lines)
 
 
-def _terms(log: RunLog, title: str, note: str, names: Mapping[str, str]) -> list[Chart]:
-    return _chart(title, note, [_line(log, name, label) for name, label in names.items()])
+def _terms(run: RunFolder, log: RunLog, title: str, note: str, names: Mapping[str, str]) -> list[Chart]:
+    return _chart(run, title, note, [_line(log, name, label) for name, label in names.items()])
 
 
 def _accuracy(log: RunLog) -> list[Chart]:
     names = {"token_accuracy_mean": "posterior mean", "token_accuracy_sample": "posterior sample"}
     lines = [plots.Line(label, *log.series(name, "validation"), drawn="with marks") for name, label in names.items()]
-    if not any(math.isfinite(value) for line in lines for value in line.values):
+    if not _has_values(lines):
         return []
     title = "Reconstructed tokens"
     return [Chart(title, "Share of validation tokens that come back right.", plots.accuracy_curves(title, lines))]
 
 
-def _chart(title: str, note: str, lines: Sequence[plots.Line], size: plots.Size = "large", from_zero: bool = False) -> list[Chart]:
+def _chart(
+    run: RunFolder,
+    title: str,
+    note: str,
+    lines: Sequence[plots.Line],
+    size: plots.Size = "large",
+    from_zero: bool = False,
+) -> list[Chart]:
     """The chart, in a list; an empty list when nothing of it was recorded."""
-    if not any(math.isfinite(value) for line in lines for value in line.values):
+    if not _has_values(lines):
         return []
-    return [Chart(title, note, plots.curves(title, lines, size, from_zero))]
+    # Both runs have a chart of their learning rate, and a reader who cannot see where it stands must tell them apart.
+    return [Chart(title, note, plots.curves(f"{title}, {run.task}", lines, size, from_zero))]
+
+
+def _has_values(lines: Sequence[plots.Line]) -> bool:
+    return any(math.isfinite(value) for line in lines for value in line.values)
 
 
 def _line(log: RunLog, name: str, label: str) -> plots.Line:

@@ -12,6 +12,8 @@ from calm_megatron.telemetry.files import read_json
 from calm_megatron.telemetry.run_log import FILE_NAME, RunLog, read_log
 
 Task = Literal["autoencoder", "calm"]
+_SCORE = ("brierlm", "brierlm_low", "brierlm_high", "brier")
+_NEEDED = {"autoencoder": ("token_accuracy_sample", "token_accuracy_mean", "latent_size"), "calm": _SCORE}
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ def read_run(task: Task, directory: Path, evaluation: Path | None = None) -> Run
         evaluation: an evaluation that lies elsewhere; none takes the folder's `evaluation.json`, if there is one.
 
     Raises:
-        UserError: when the folder or the named evaluation is missing, a file is damaged, or the evaluation is of the other task.
+        UserError: when the folder or the named evaluation is missing, a file is damaged, or the evaluation is of
+            the other task.
     """
     if not directory.is_dir():
-        raise UserError(f"the folder of the {task} run does not exist", str(directory), "name the run.directory of a run")
+        raise UserError(f"the folder of the {task} run does not exist", str(directory), "name a run.directory")
     if evaluation is not None and not evaluation.is_file():
-        raise UserError("there is no such evaluation", str(evaluation), "name a file that the evaluation wrote, or leave it out")
+        raise UserError("there is no such evaluation", str(evaluation), "name a file that tools/evaluate.py wrote")
     log = directory / FILE_NAME
     return RunFolder(
         task=task,
@@ -54,7 +57,7 @@ def read_run(task: Task, directory: Path, evaluation: Path | None = None) -> Run
         config=_read_config(directory / "config.yaml"),
         log=read_log(log) if log.is_file() else None,
         evaluation=_read_evaluation(task, evaluation or directory / "evaluation.json"),
-        baselines=_optional(directory / "baselines.json", {}),
+        baselines=_read_baselines(directory / "baselines.json"),
         samples=tuple(_optional(directory / "samples.json", [])),
     )
 
@@ -67,7 +70,22 @@ def _read_evaluation(task: Task, path: Path) -> Mapping[str, Any] | None:
             str(path),
             "check that the two runs are not exchanged",
         )
+    if evaluation is not None:
+        _refuse_gaps(evaluation, _NEEDED[task], str(path))
     return evaluation
+
+
+def _read_baselines(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    baselines: Mapping[str, Mapping[str, Any]] = _optional(path, {})
+    for name, found in baselines.items():
+        _refuse_gaps(found, _SCORE, f"{path}, {name}")
+    return baselines
+
+
+def _refuse_gaps(found: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
+    if missing := [name for name in needed if found.get(name) is None]:
+        again = "evaluate the run again with tools/evaluate.py"
+        raise UserError(f"this evaluation gives no {', '.join(missing)}", where, again)
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -76,7 +94,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"this file is not valid YAML: {error}", str(path), "restore the config that the run saved") from error
+        again = "restore the config that the run saved"
+        raise UserError(f"this file is not valid YAML: {error}", str(path), again) from error
     return config if isinstance(config, dict) else {}
 
 

@@ -100,7 +100,7 @@ class LogFile:
         if taken := _OWN_NAMES & rest.keys():
             raise ValueError(f"the log uses these names itself: {', '.join(sorted(taken))}")
         line = head | {name: _to_json(value) for name, value in rest.items()}
-        self._stream.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+        self._stream.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
         self._stream.flush()
 
     def _ends_in_a_cut_line(self) -> bool:

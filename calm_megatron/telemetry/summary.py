@@ -17,10 +17,11 @@ def build_summary(autoencoder_run: Path, calm_run: Path) -> dict[str, Any]:
     """Collect the figures of both runs.
 
     Returns:
-        `ae_token_accuracy` (posterior sample), `ae_token_accuracy_mean` and `ae_robustness` on held-out text, `ae_collapsed_dimensions`;
-        `brierlm` with `brierlm_low` and `brierlm_high`, `brier` (orders 1 to 4), `brierlm_untrained` and `brierlm_unigram` (the same
-        scores of these baselines, or none); `tokens_per_second` and `ae_tokens_per_second` (medians over the training);
-        `samples`; `wall_seconds` of both runs together; `sizes` of both.
+        `ae_token_accuracy` (posterior sample), `ae_token_accuracy_mean` and `ae_robustness` on held-out text,
+        `ae_collapsed_dimensions`; `brierlm` with `brierlm_low`, `brierlm_high` and their `confidence`, `brier` (orders
+        1 to 4), `brierlm_untrained` and `brierlm_unigram` (the same scores of these baselines, or none);
+        `tokens_per_second` and `ae_tokens_per_second` (medians over the training); `samples`; `wall_seconds` of both
+        runs together; `sizes` of both.
 
     Raises:
         UserError: when a run has no log or no evaluation.
@@ -74,11 +75,13 @@ def sizes(run: RunFolder) -> dict[str, int | float]:
 
 def _log(run: RunFolder) -> RunLog:
     if run.log is None:
-        raise UserError(f"the {run.task} run has no log", str(run.directory), "name the folder of a run that has trained")
+        what_to_do = "name the folder of a run that has trained"
+        raise UserError(f"the {run.task} run has no log", str(run.directory), what_to_do)
     return run.log
 
 
 def _evaluation(run: RunFolder) -> dict[str, Any]:
     if run.evaluation is None:
-        raise UserError(f"the {run.task} run has no evaluation.json", str(run.directory), "evaluate it with tools/evaluate.py first")
+        what_to_do = "evaluate it with tools/evaluate.py first"
+        raise UserError(f"the {run.task} run has no evaluation.json", str(run.directory), what_to_do)
     return dict(run.evaluation)

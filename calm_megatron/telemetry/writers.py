@@ -30,7 +30,8 @@ class Writer(Protocol):
 class Telemetry:
     """Tells of a run in its log, in TensorBoard and in the terminal. On ranks that do not write, it does nothing.
 
-    Opening it writes the event `start`, or `resume` when it begins behind step 0; leaving it by an exception writes `failed`.
+    Opening it writes the event `start`, or `resume` when it begins behind step 0; leaving it by an exception writes
+    `failed`.
 
     Args:
         directory: folder of the run.
@@ -83,7 +84,9 @@ class Telemetry:
             writer.record(record)
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
-        """Tell that something happened between two steps: a checkpoint, a stop signal. Its time does not count as training.
+        """Tell that something happened between two steps: a checkpoint, a stop signal.
+
+        The time since the last step does not count as training.
 
         Args:
             kind: one word for programs, such as `checkpoint`.
@@ -101,11 +104,13 @@ class Telemetry:
             self._writers.pop().close()
 
     def __enter__(self) -> Self:
+        """Hand out this object."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """Note in the log what error ended the run, if one did, and close."""
         if error is not None and self._writers:
             # To the log only: whoever catches the error shows it to the user.
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
@@ -139,12 +144,14 @@ def _open_log(directory: Path) -> LogFile:
         return LogFile(directory / FILE_NAME)
     except OSError as error:
         raise UserError(
-            f"the run's log cannot be written: {error.strerror}", str(directory), "choose another run.directory, or make it writable"
+            f"the run's log cannot be written: {error.strerror}",
+            str(directory),
+            "choose another run.directory, or make it writable",
         ) from error
 
 
 def _open_tensorboard(directory: Path, resumed_step: int) -> Writer:
-    # Imported here because TensorBoard takes a second to import, which the other ranks and the report need not wait for.
+    # Imported here because it takes a second, which the other ranks and runs without TensorBoard need not wait for.
     try:
         from calm_megatron.telemetry.tensorboard import TensorBoard
     except ModuleNotFoundError as error:

@@ -109,8 +109,8 @@ def _finish(task: Task, engine: Engine, config: RunConfig, telemetry: Telemetry,
 
 
 def _numbers(scores: dict[str, object]) -> dict[str, float]:
-    """The scalars among the scores, for logs."""
-    return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+    """The scores proper, for logs; counts are whole numbers."""
+    return {name: float(value) for name, value in scores.items() if isinstance(value, float)}
 
 
 def _describe_run(directory: Path, config: RunConfig, data: DataSplits) -> None:

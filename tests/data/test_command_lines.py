@@ -31,7 +31,13 @@ def test_text_to_data_set(run_tool: Run, jsonl: Path, tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "vocabulary 500" in trained.stdout and "warning" not in trained.stdout
     made = run_tool(
-        "preprocess_data.py", "--input", jsonl, "--tokenizer", tmp_path / "tokenizer", "--output-prefix", tmp_path / "set"
+        "preprocess_data.py",
+        "--input",
+        jsonl,
+        "--tokenizer",
+        tmp_path / "tokenizer",
+        "--output-prefix",
+        tmp_path / "set",
     )
     assert made.returncode == 0 and made.stderr == "", made.stderr
     corpus = IndexedCorpus.open(tmp_path / "set")
@@ -48,11 +54,16 @@ def test_text_to_data_set(run_tool: Run, jsonl: Path, tmp_path: Path) -> None:
     [
         (None, ("the corpus file does not exist",)),
         (b"\n", ("the corpus is empty",)),
-        (b'{"text": "a"}\n{"text": "b}\n\n{"txt": "c"}\n', ("2 of 3 lines", "line 2: not valid JSON", "line 4: no key")),
+        (
+            b'{"text": "a"}\n{"text": "b}\n\n{"txt": "c"}\n',
+            ("2 of 3 lines", "line 2: not valid JSON", "line 4: no key"),
+        ),
         (b'{"text": "a"}\n{"text": "\xc3("}\n', ("1 of 2 lines", "line 2: not valid UTF-8: byte 0xc3")),
     ],
 )
-def test_bad_corpus(run_tool: Run, tokenizer_dir: Path, tmp_path: Path, content: bytes | None, parts: tuple[str]) -> None:
+def test_bad_corpus(
+    run_tool: Run, tokenizer_dir: Path, tmp_path: Path, content: bytes | None, parts: tuple[str]
+) -> None:
     file = tmp_path / "corpus.jsonl"
     if content is not None:
         file.write_bytes(content)
@@ -65,7 +76,9 @@ def test_bad_corpus(run_tool: Run, tokenizer_dir: Path, tmp_path: Path, content:
 
 
 def test_tokenizer_that_is_none(run_tool: Run, jsonl: Path, tmp_path: Path) -> None:
-    result = run_tool("preprocess_data.py", "--input", jsonl, "--tokenizer", tmp_path, "--output-prefix", tmp_path / "set")
+    result = run_tool(
+        "preprocess_data.py", "--input", jsonl, "--tokenizer", tmp_path, "--output-prefix", tmp_path / "set"
+    )
     assert_refused(result, "there is no tokenizer", "tokenizer.json")
 
 
@@ -96,12 +109,13 @@ def test_killed_run_leaves_no_final_name(jsonl: Path, tokenizer_dir: Path, tmp_p
     )
     try:
         with open(pipe, "wb") as stream:
-            stream.write(jsonl.read_bytes())
+            for _ in range(4):
+                stream.write(jsonl.read_bytes())
             stream.flush()
             deadline = time.monotonic() + 120
             while not list(tmp_path.glob("set.bin.tmp-*")) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            assert process.poll() is None
+            assert process.poll() is None and list(tmp_path.glob("set.bin.tmp-*"))
             process.send_signal(signal.SIGKILL)
     finally:
         process.kill()

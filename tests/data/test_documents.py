@@ -84,7 +84,14 @@ def test_invalid_lines_are_counted_and_named(tmp_path: Path) -> None:
         read(file)
     message = str(caught.value)
     assert message.startswith("6 of 9 lines cannot be used")
-    for part in (str(file), "line 2: not valid JSON", "line 3: no key", "'content'", "line 5: a JSON object", "line 6:"):
+    for part in (
+        str(file),
+        "line 2: not valid JSON",
+        "line 3: no key",
+        "'content'",
+        "line 5: a JSON object",
+        "line 6:",
+    ):
         assert part in message
     assert "line 7: not valid UTF-8: byte 0xff at position 11" in message
     assert "and 1 more" in message and "--skip-invalid" in message

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -67,6 +68,21 @@ def test_large_vocabularies_take_32_bits(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "narrow", vocab_size=65_499, eod_id=0) as writer:
         assert writer.dtype == "uint16"
     assert not list(tmp_path.iterdir()), "an unpublished data set must leave nothing"
+
+
+def test_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with (
+            pytest.raises(UserError, match="cannot write the data set: File too large"),
+            IndexedWriter(tmp_path / "set", vocab_size=600, eod_id=598) as writer,
+        ):
+            for _ in range(1000):
+                writer.add(np.arange(500))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def cut_bin(prefix: Path) -> None:

@@ -108,7 +108,9 @@ def test_evaluation_takes_each_sequence_once(splits: DataSplits, ranks: int, lim
 
 
 def test_vocabulary_of_another_size_is_refused(prefix: Path) -> None:
-    with pytest.raises(UserError, match=r"vocabulary of 512 is not the data set's of 600[\s\S]*model.vocab_size to 600"):
+    with pytest.raises(
+        UserError, match=r"vocabulary of 512 is not the data set's of 600[\s\S]*model.vocab_size to 600"
+    ):
         DataSplits.open(config_of(prefix), patch_size=4, seed=5, vocab_size=512)
 
 
@@ -126,7 +128,10 @@ def test_contradicting_and_missing_paths_are_refused(prefix: Path) -> None:
 
 def test_data_sets_of_their_own(jsonl: Path, texts: list[str], prefix: Path, tmp_path: Path) -> None:
     train_tokenizer(texts[::2], tmp_path / "other", 600)
-    for name, tokenizer in (("same", Tokenizer.load(prefix.parent / "tokenizer")), ("other", Tokenizer.load(tmp_path / "other"))):
+    for name, tokenizer in (
+        ("same", Tokenizer.load(prefix.parent / "tokenizer")),
+        ("other", Tokenizer.load(tmp_path / "other")),
+    ):
         preprocess(DocumentReader(find_sources([jsonl])), tokenizer, tmp_path / name / "set", progress=False)
 
     def open_with(valid: str) -> DataSplits:

@@ -19,7 +19,7 @@ def dataset_of(
 
 
 def stream(documents: list[np.ndarray], K: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """The documents one after the other, each filled up to whole patches, and the document of each token; slow and plain."""
+    """The documents end to end, each filled up to whole patches, and the document of each token; slow and plain."""
     filled = [np.append(ids, np.full(-len(ids) % K, pad_id)) for ids in documents]
     return np.concatenate(filled), np.repeat(np.arange(len(filled)), [len(ids) for ids in filled])
 
@@ -103,16 +103,20 @@ def test_order_is_a_pure_function_of_seed_and_index(corpus: IndexedCorpus) -> No
 
 def test_sequences_may_be_longer_than_documents_and_shorter(corpus: IndexedCorpus) -> None:
     short, long = dataset_of(corpus, T=4, seed=None), dataset_of(corpus, T=4096, seed=None)
-    assert np.array_equal(epoch_tokens(short, 0).ravel()[: long.sequences_per_epoch * 4096], epoch_tokens(long, 0).ravel())
+    assert np.array_equal(
+        epoch_tokens(short, 0).ravel()[: long.sequences_per_epoch * 4096], epoch_tokens(long, 0).ravel()
+    )
 
 
 def test_patch_that_does_not_divide_the_sequence_is_refused(corpus: IndexedCorpus) -> None:
     with pytest.raises(UserError, match=r"whole patches of 4[\s\S]*set data.seq_length to 96 or 100"):
         dataset_of(corpus, T=98)
-    with pytest.raises(UserError, match="to 8$"):
+    with pytest.raises(UserError, match=r"to 8$"):
         check_lengths(6, 8)
 
 
 def test_too_little_text_is_refused(corpus: IndexedCorpus) -> None:
-    with pytest.raises(UserError, match=r"training documents do not fill one sequence: they have [\d,]+ tokens, 4,194,304"):
+    with pytest.raises(
+        UserError, match=r"training documents do not fill one sequence: they have [\d,]+ tokens, 4,194,304"
+    ):
         dataset_of(corpus, T=1 << 22)

@@ -65,7 +65,7 @@ def test_unknown_words_behind_a_good_beginning_are_refused(tmp_path: Path) -> No
 def test_tokenizer_that_changes_the_text_is_refused(jsonl: Path, texts: list[str], tmp_path: Path) -> None:
     words = [word for text in texts for word in text.lower().split()]
     tokenizer = word_tokenizer(tmp_path, words, normalizers.Lowercase())
-    with pytest.raises(UserError, match="do not come back from their ids; '.*' becomes '.*'"):
+    with pytest.raises(UserError, match=r"do not come back from their ids; '.*' becomes '.*'"):
         preprocess(reader_of(jsonl), tokenizer, tmp_path / "set", progress=False)
 
 

@@ -42,13 +42,30 @@ def llama_like(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def hard_texts() -> list[str]:
     """Real text, and soups of everything that stands near a border between words."""
     random = np.random.default_rng(7)
-    parts = ["word", "7", "1234", " ", "  ", "\n", "\r\n", "\t", ".", "...", "'s", "é", "汉字", "\u00a0", "!\n\n", "x y"]
+    parts = [
+        "word",
+        "7",
+        "1234",
+        " ",
+        "  ",
+        "\n",
+        "\r\n",
+        "\t",
+        ".",
+        "...",
+        "'s",
+        "é",
+        "汉字",
+        "\u00a0",
+        "!\n\n",
+        "x y",
+    ]
     soups = ["".join(random.choice(parts, size=400)) for _ in range(20)]
     return [topics["strings"], topics["formatstrings"], topics["assignment"], *soups]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama3"])
-@pytest.mark.parametrize("limit", [60, 333])
+@pytest.mark.parametrize("limit", [333, 1000])
 def test_pieces_have_the_ids_of_the_whole(kind: str, limit: int, tokenizer_dir: Path, llama_like: Path) -> None:
     file = tokenizer_dir / "tokenizer.json" if kind == "gpt2" else llama_like
     backend = tokenizers.Tokenizer.from_file(str(file))
@@ -74,9 +91,9 @@ def test_encode_is_that_of_the_library_and_comes_back(tokenizer: Tokenizer, toke
     assert tokenizer.encode(texts[0]) == ids[0]
 
 
-def test_eight_megabytes_on_one_line_are_encoded(tokenizer: Tokenizer) -> None:
+def test_megabytes_on_one_line_are_encoded(tokenizer: Tokenizer) -> None:
     page = " ".join(topics.values())
-    text = (page * (8_000_000 // len(page) + 1))[:8_000_000]
+    text = (page * (5_000_000 // len(page) + 1))[:5_000_000]
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -141,7 +158,9 @@ def test_trained_tokenizer_has_its_special_tokens_last(tokenizer: Tokenizer) -> 
     assert tokenizer.decode([0]) == "!", "token dropout replaces tokens by id 0, which must be an ordinary one"
 
 
-def test_training_is_deterministic_and_does_not_overwrite(texts: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_training_is_deterministic_and_does_not_overwrite(
+    texts: list[str], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     train_tokenizer(texts, tmp_path, 600)
     assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
     with pytest.raises(UserError, match="there is a tokenizer already"):

@@ -25,6 +25,7 @@ def model() -> Iterator[Calm]:
         vocab_size=VOCAB_SIZE,
         patch_size=PATCH_SIZE,
         latent_size=8,
+        pad_token_id=PAD,
         num_layers=2,
         hidden_size=32,
         ffn_hidden_size=64,
@@ -42,6 +43,6 @@ def model() -> Iterator[Calm]:
         # A logit of 0 is the largest of twelve only when all others are negative.
         autoencoder.encoder.embed_tokens.weight[NEVER].zero_()
     with one_rank():
-        calm = Calm(config, FrozenAutoencoder(autoencoder), PAD)
+        calm = Calm(config, FrozenAutoencoder(autoencoder))
         initialise(calm, seed=5, std=0.3)
         yield calm.eval()

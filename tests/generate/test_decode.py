@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.generate.decode import Generation, GenerationOptions, generate
+from calm_megatron.generate.decode import Generation, generate
 from calm_megatron.generate.draws import KeyedDraws
+from calm_megatron.generate.options import GenerationOptions
 from calm_megatron.model.calm import Calm
 
 EOD, PAD, NEVER = 10, 11, 9
@@ -19,7 +20,9 @@ PROMPTS = [[1, 2, 3, 4, 5], [], [7, 8], [3, 3, 3, 3], [0, 1, 2, 3, 4, 5, 6, 7, 8
 OPTIONS = GenerationOptions(max_new_tokens=20, num_samples=40, seed=6)
 
 
-def run(model: Calm, prompts: list[list[int]], options: GenerationOptions = OPTIONS, **changes: object) -> list[Generation]:
+def run(
+    model: Calm, prompts: list[list[int]], options: GenerationOptions = OPTIONS, **changes: object
+) -> list[Generation]:
     settings = {"eod_id": NEVER, "pad_id": PAD} | changes
     return generate(model, prompts, options, **settings)  # type: ignore[arg-type]
 
@@ -89,7 +92,7 @@ def test_a_constrained_patch_follows_the_models_own_law(model: Calm) -> None:
     samples = pool(model, context, KeyedDraws(99, 16), 0, 0, 0, 60_000)
     common = int(samples[:, 0].mode().values)
     accepted = Counter(tuple(sample) for sample in samples[samples[:, 0] == common].tolist())
-    options = replace(OPTIONS, max_new_tokens=3, num_samples=20)
+    options = replace(OPTIONS, max_new_tokens=3, num_samples=20, max_batch_size=rows)
     results = run(model, [[*context, common]] * rows, options)
     assert not any(result.constrained_fallback for result in results)
     observed = Counter(tuple(result.patches[0]) for result in results)
@@ -122,7 +125,9 @@ def test_later_pools_are_drawn_when_the_first_has_none(model: Calm) -> None:
     context, draws = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed, 16)
     pools = [pool(model, context, draws, 0, 0, attempt, 4) for attempt in range(8)]
     begins = [{int(sample[0]) for sample in candidates} for candidates in pools]
-    late, token = next((i, token) for i in range(1, 8) for token in begins[i] if not any(token in b for b in begins[:i]))
+    late, token = next(
+        (i, token) for i in range(1, 8) for token in begins[i] if not any(token in b for b in begins[:i])
+    )
     result = run(model, [[*context, token]], replace(OPTIONS, num_samples=4, max_pools=8))[0]
     agreeing = [sample.tolist() for sample in pools[late] if sample[0] == token]
     assert result.patches[0] == agreeing[0]

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calm_megatron.checkpoint.official_format import load_official_calm
-from calm_megatron.generate.decode import GenerationOptions, generate
+from calm_megatron.generate.decode import generate
+from calm_megatron.generate.options import GenerationOptions
 from calm_megatron.generate.temperature import select
 from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import one_rank

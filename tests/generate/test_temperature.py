@@ -97,7 +97,9 @@ def batch_law(law: list[float], order: int, pool: int) -> list[float]:
     def visit(counts: list[int], left: int) -> None:
         if len(counts) == len(law) - 1:
             counts = [*counts, left]
-            chance = math.factorial(pool) * math.prod(p**c / math.factorial(c) for p, c in zip(law, counts, strict=True))
+            chance = math.factorial(pool) * math.prod(
+                p**c / math.factorial(c) for p, c in zip(law, counts, strict=True)
+            )
             used = min(order, max(counts))
             weights = [math.comb(c, used) for c in counts]
             for x, weight in enumerate(weights):

@@ -12,16 +12,32 @@ import yaml
 from calm_megatron.telemetry.run_log import Event, LogFile, Record
 
 NOON = 1_760_000_000.0
-ENVIRONMENT = {"host": "node-7", "processor": "Example CPU, 2 usable cores", "GPU": "none", "ranks": "1", "torch": "2.13.0"}
+ENVIRONMENT = {
+    "host": "node-7",
+    "processor": "Example CPU, 2 usable cores",
+    "GPU": "none",
+    "ranks": "1",
+    "torch": "2.13.0",
+}
 SAMPLES = [
     {
         "prompt": "KING RICHARD.\n",
-        "text": "What says the Duke of Norfolk to the field?\nI'll not be told to-morrow what was done\nTo-day by lesser men.",
+        "text": "What says the Duke of Norfolk to the field?\nI'll not be told what lesser men have done.",
         "temperature": 1.0,
         "seed": 1,
     },
-    {"prompt": "If it be love indeed, ", "text": "tell me <script>alert('how much')</script> & be brief.", "temperature": 0.5, "seed": 2},
-    {"prompt": "", "text": "Enter three Witches.\n\nFIRST WITCH.\nThe hurly-burly is not yet begun.", "temperature": 1.0, "seed": 3},
+    {
+        "prompt": "If it be love indeed, ",
+        "text": "tell me <script>alert('how much')</script> & be brief.",
+        "temperature": 0.5,
+        "seed": 2,
+    },
+    {
+        "prompt": "",
+        "text": "Enter three Witches.\n\nFIRST WITCH.\nThe hurly-burly is not yet begun.",
+        "temperature": 1.0,
+        "seed": 3,
+    },
 ]
 
 
@@ -50,7 +66,11 @@ def write_autoencoder_run(folder: Path, steps: int = 1200) -> Path:
         log.record(Record("train", step, NOON + 2 + 0.2 * step, values))
         if step % (steps // 10) == 0:
             wrong = max(0.7 * math.exp(-8.5 * share), 6e-4)
-            values = {"token_accuracy_sample": 1 - wrong, "token_accuracy_mean": 1 - 0.6 * wrong, "loss": 4 * cross_entropy}
+            values = {
+                "token_accuracy_sample": 1 - wrong,
+                "token_accuracy_mean": 1 - 0.6 * wrong,
+                "loss": 4 * cross_entropy,
+            }
             log.record(Record("validation", step, NOON + 2 + 0.2 * step, values))
     log.event(Event("checkpoint", steps, NOON + 3 + 0.2 * steps, f"saved step {steps}", {}))
     log.close()
@@ -100,7 +120,14 @@ def write_calm_run(folder: Path, steps: int = 2000) -> Path:
             log.record(Record("train", step, begin + 0.15 * (step - first), values))
             if step % (steps // 8) == 0:
                 score = 7.4 * (1 - math.exp(-3 * share))
-                log.record(Record("validation", step, begin + 0.15 * (step - first), {"loss": 2 * target - spread, "brierlm": score}))
+                log.record(
+                    Record(
+                        "validation",
+                        step,
+                        begin + 0.15 * (step - first),
+                        {"loss": 2 * target - spread, "brierlm": score},
+                    )
+                )
     log.event(Event("checkpoint", steps, begin + 0.15 * steps, f"saved step {steps} in checkpoints/step_{steps}", {}))
     log.close()
     evaluation = {
@@ -128,7 +155,12 @@ def write_config(folder: Path, task: str) -> None:
     if task == "autoencoder":
         model |= {"num_encoder_layers": 2, "num_decoder_layers": 2}
     else:
-        model |= {"num_layers": 4, "hidden_size": 192, "autoencoder": "runs/demo/autoencoder", "head": {"type": "energy", "num_layers": 2}}
+        model |= {
+            "num_layers": 4,
+            "hidden_size": 192,
+            "autoencoder": "runs/demo/autoencoder",
+            "head": {"type": "energy", "num_layers": 2},
+        }
     config = {
         "run": {"directory": str(folder), "seed": 1234},
         "model": model,

@@ -1,0 +1,138 @@
+"""Score a run after its training: what `tools/evaluate.py` calls."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder, load_calm, saved_config
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, DataConfig, RunConfig
+from calm_megatron.data.loader import DataSplits
+from calm_megatron.evaluate.baselines import training_counts, validate_unigram
+from calm_megatron.evaluate.brier import ORDERS
+from calm_megatron.parallel.grid import Grid, one_rank
+from calm_megatron.telemetry.files import write_atomically
+from calm_megatron.train.autoencoder_task import AutoencoderTask
+from calm_megatron.train.calm_task import CalmTask
+from calm_megatron.train.task import evaluation_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What to score, and on what."""
+
+    model: Path
+    """Run folder or checkpoint."""
+    autoencoder: str | None = None
+    """Of a CALM: where its autoencoder is now; none means where it was."""
+    data: str | None = None
+    """Prefix of another data set, scored as a whole instead of a split of the run's."""
+    split: Literal["train", "valid", "test"] = "valid"
+    eval_iters: int = 0
+    """Micro-batches of each rank; 0 takes the whole set."""
+    micro_batch_size: int | None = None
+    seed: int | None = None
+    """Of all draws; none means the run's."""
+    baselines: bool = False
+    """Score an untrained CALM and a unigram sampler, too."""
+    output: Path | None = None
+    """Where the scores are written; none means `evaluation.json` in the run folder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        for name, least in {"eval_iters": 0, "micro_batch_size": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}", f"--{name.replace('_', '-')}", f"give {least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Scores as plain values, as they are written."""
+
+    scores: Mapping[str, Any]
+    baselines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By name; written to `baselines.json` beside the scores."""
+    output: Path
+
+
+def evaluate_run(request: EvaluationRequest) -> EvaluationResult | None:
+    """Score a checkpoint, with fp32 weights, and write the scores; all ranks call together.
+
+    Returns:
+        The result at the main rank, none at others.
+
+    Raises:
+        UserError: checkpoint or data are missing or do not fit, or the request does not fit the model.
+    """
+    checkpoint = find_checkpoint(request.model)
+    config = _config(request)
+    split = "test" if request.data else request.split
+    with one_rank() as grid:
+        scores, baselines = _score(config, grid, request, split)
+        if not grid.is_main:
+            return None
+    step = json.loads((checkpoint / "progress.json").read_text())["step"]
+    output = request.output or checkpoint.parent.parent / "evaluation.json"
+    result = EvaluationResult(
+        scores={"step": step, **scores, "split": request.data or split}, baselines=baselines, output=output
+    )
+    write_atomically(output, json.dumps(result.scores, indent=2).encode() + b"\n")
+    if baselines:
+        write_atomically(output.with_name("baselines.json"), json.dumps(baselines, indent=2).encode() + b"\n")
+    return result
+
+
+def _config(request: EvaluationRequest) -> RunConfig:
+    """The run's config with what the request changes."""
+    config = saved_config(request.model)
+    if request.seed is not None:
+        config = replace(config, run=replace(config.run, seed=request.seed))
+    if request.micro_batch_size is not None:
+        config = replace(config, train=replace(config.train, micro_batch_size=request.micro_batch_size))
+    if request.data is not None:
+        config = replace(config, data=_tested_on(request.data, config.data))
+    if isinstance(config.model, CalmConfig):
+        if request.baselines and config.model.patch_size < ORDERS:
+            raise UserError(
+                f"the baselines are of BrierLM, which needs patches of {ORDERS} tokens; these have "
+                f"{config.model.patch_size}",
+                "--baselines",
+                "leave it out",
+            )
+        if request.autoencoder is not None:
+            config = replace(config, model=replace(config.model, autoencoder=request.autoencoder))
+    elif request.baselines or request.autoencoder is not None:
+        raise UserError("the model is an autoencoder", "--baselines or --autoencoder", "give them with a CALM only")
+    return config
+
+
+def _tested_on(prefix: str, data: DataConfig) -> DataConfig:
+    """The run's training data beside another data set for testing; opening both checks that they fit together."""
+    training = data.data_path or data.train_data_path
+    return replace(data, data_path=None, train_data_path=training, valid_data_path=None, test_data_path=prefix)
+
+
+def _score(
+    config: RunConfig, grid: Grid, request: EvaluationRequest, split: str
+) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+    """The scores of the model, and of the baselines if asked for."""
+    model, iters = config.model, request.eval_iters
+    data = DataSplits.open(config.data, patch_size=model.patch_size, seed=config.run.seed, vocab_size=model.vocab_size)
+    if isinstance(model, AutoencoderConfig):
+        autoencoder = load_autoencoder(request.model).to(grid.device)
+        return AutoencoderTask(config, model, data, grid).validate(autoencoder, split, iters), {}
+    task = CalmTask(config, model, data, grid)
+    trained = load_calm(request.model, model.autoencoder).to(grid.device)
+    trained.autoencoder.to(grid.device, torch.float32)
+    scores = task.validate(trained, split, iters)
+    if not request.baselines:
+        return scores, {}
+    plan = evaluation_plan(config, data, split, iters, grid, task.streams)
+    counts_V = training_counts(data.train, model.vocab_size)
+    unigram = validate_unigram(counts_V, plan, model.patch_size, config.evaluation.confidence)
+    return scores, {"untrained": task.validate(task.build().eval(), split, iters), "unigram": unigram.as_dict()}
