@@ -1,7 +1,7 @@
 """Train the autoencoder: `python pretrain_ae.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
 
 from calm_megatron.config.errors import run_command_line
-from calm_megatron.config.schema import AutoencoderConfig, RunConfig
+from calm_megatron.config.schema import AutoencoderConfig
 from calm_megatron.train import command_line
 
 
@@ -11,19 +11,13 @@ def main() -> None:
         "Train the autoencoder that turns K tokens into one vector and back.",
         "python pretrain_ae.py examples/models/ae_demo.yaml examples/machines/cpu.yaml data.data_path=data/corpus",
     )
-    model = config.model
-    if not isinstance(model, AutoencoderConfig):
+    if not isinstance(config.model, AutoencoderConfig):
         raise command_line.wrong_type(config, "autoencoder", "pretrain_calm.py")
-    # Heavy imports wait until the config is known to be good.
-    from calm_megatron.data.loader import DataSplits
-    from calm_megatron.parallel.grid import Grid
+    # Imported here because torch and the engines take seconds, which a wrong config should not cost.
     from calm_megatron.train import loop
-    from calm_megatron.train.autoencoder_task import AutoencoderTask
+    from calm_megatron.train.tasks import build_task
 
-    def task(config: RunConfig, data: DataSplits, grid: Grid) -> AutoencoderTask:
-        return AutoencoderTask(config, model, data, grid)
-
-    loop.run(task, config)
+    loop.run(build_task, config)
 
 
 if __name__ == "__main__":

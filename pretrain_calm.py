@@ -1,7 +1,7 @@
 """Train CALM: `python pretrain_calm.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
 
 from calm_megatron.config.errors import run_command_line
-from calm_megatron.config.schema import CalmConfig, RunConfig
+from calm_megatron.config.schema import CalmConfig
 from calm_megatron.train import command_line
 
 
@@ -13,17 +13,11 @@ def main() -> None:
     )
     if not isinstance(config.model, CalmConfig):
         raise command_line.wrong_type(config, "calm", "pretrain_ae.py")
-    # Heavy imports wait until the config is known to be good.
-    from calm_megatron.data.loader import DataSplits
-    from calm_megatron.parallel.grid import Grid
+    # Imported here because torch and the engines take seconds, which a wrong config should not cost.
     from calm_megatron.train import loop
-    from calm_megatron.train.calm_task import CalmTask
+    from calm_megatron.train.tasks import build_task
 
-    def task(config: RunConfig, data: DataSplits, grid: Grid) -> CalmTask:
-        assert isinstance(config.model, CalmConfig)
-        return CalmTask(config, config.model, data, grid)
-
-    loop.run(task, config)
+    loop.run(build_task, config)
 
 
 if __name__ == "__main__":

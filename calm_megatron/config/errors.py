@@ -29,8 +29,10 @@ class UserError(Exception):
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a command line's `main`: a `UserError` becomes one message on stderr and exit code 2."""
-    # megatron-core warns at import, file by file, that GPU libraries are missing; the run's log says what is in use.
+    # megatron-core warns at import, file by file, that GPU libraries are missing, and it and DeepSpeed call what newer
+    # releases of torch rename: news for their authors, not for users of the pinned versions.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|full scope is deprecated)", module="megatron")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed", module="torch.distributed")
     try:
         sys.exit(main())
     except UserError as error:

@@ -1,13 +1,12 @@
 """The autoencoder's training loss: cross-entropy of the tokens and a clipped KL divergence (CALM, section 3)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ReconstructionTerms:
+class ReconstructionTerms(NamedTuple):
     """Scalars of one micro-batch."""
 
     loss: Tensor

@@ -8,7 +8,7 @@ matrix. Parameter names follow the official checkpoint.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,7 @@ from calm_megatron.model.norms import RMSNorm
 from calm_megatron.parallel.random_streams import RandomStreams
 
 
-@dataclass(frozen=True)
-class AutoencoderNoise:
+class AutoencoderNoise(NamedTuple):
     """The randomness of one training step on R patches."""
 
     token_uniform_RK: Tensor

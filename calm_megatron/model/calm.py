@@ -8,7 +8,7 @@ targets; it is no part of the module tree.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,7 @@ from calm_megatron.model.patch_embedding import PatchEmbedding
 from calm_megatron.parallel.random_streams import RandomStreams
 
 
-@dataclass(frozen=True)
-class CalmNoise:
+class CalmNoise(NamedTuple):
     """The randomness of one training step on R predicted patches."""
 
     head_uniform_NRn: Tensor
@@ -62,8 +61,7 @@ class CalmNoise:
         )
 
 
-@dataclass(frozen=True)
-class CalmTerms:
+class CalmTerms(NamedTuple):
     """Scalars of one micro-batch: means over its predicted patches."""
 
     loss: Tensor

@@ -1,5 +1,7 @@
 """DeepSpeed's engine behind three verbs: train a step, save, load."""
 
+import contextlib
+import io
 import logging
 import math
 from collections.abc import Sequence
@@ -33,12 +35,13 @@ class Engine:
         module = task.build()
         per_step = config.train.micro_batch_size * grid.data_parallel_size
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(module, config.optimizer),
-            config=deepspeed_json(config, micro_batches=config.train.global_batch_size // per_step),
-            dist_init_required=False,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the memory in use, whatever its log level
+            self.engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=build_optimizer(module, config.optimizer),
+                config=deepspeed_json(config, micro_batches=config.train.global_batch_size // per_step),
+                dist_init_required=False,
+            )
 
     @property
     def module(self) -> nn.Module:
