@@ -1,7 +1,8 @@
 """One table of weights: our name, the official name or names, and how they are joined.
 
-An entry with several official names joins them into one matrix of ours: `stack` puts them one after the other (gate and
-up of the feed-forward layer), `groups` interleaves query, key and value rows per query group, as megatron-core keeps them.
+An entry with several official names joins them into one matrix of ours: `stack` puts them one after the other (gate
+and up of the feed-forward layer), `groups` interleaves query, key and value rows per query group, as megatron-core
+keeps them.
 """
 
 import re

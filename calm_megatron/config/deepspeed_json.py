@@ -10,7 +10,7 @@ def deepspeed_json(config: RunConfig, micro_batches: int) -> dict[str, Any]:
 
     Args:
         config: the run.
-        micro_batches: micro-batches per rank and step at the start; the engine follows the batch-size ramp-up from there.
+        micro_batches: micro-batches per rank and step at the start; the engine follows the batch-size ramp-up.
     """
     sharded = config.parallel.zero_stage > 0
     settings: dict[str, Any] = {

@@ -97,7 +97,7 @@ def to_yaml(config: RunConfig) -> str:
 def _read_yaml(path: Path) -> Tree:
     try:
         with path.open(encoding="utf-8") as stream:
-            tree = yaml.load(stream, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader underneath
+            tree = yaml.load(stream, Loader=_StrictLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         raise UserError("there is no such config file", str(path), f"did you mean {near[0]}?" if near else "") from None
@@ -117,7 +117,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not equals or "." not in path:
         raise UserError(f"'{text}' is no setting", "the command line", "write section.key=value")
     try:
-        return path.strip(), yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader underneath
+        return path.strip(), yaml.load(raw, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise UserError(f"the value of '{path}' does not parse: {error}", text) from None
 

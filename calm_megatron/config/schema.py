@@ -120,7 +120,7 @@ class DataConfig(Section):
     seq_length: PositiveInt = 2048
     """Tokens per sequence; a multiple of the patch size."""
     align_documents: Switch = True
-    """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as the official code does."""
+    """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as officially done."""
     reset_attention_mask: Switch = True
     """Keep attention within a document; false lets it reach across, as the official code does."""
 

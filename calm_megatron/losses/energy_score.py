@@ -6,8 +6,8 @@ For one patch, with N model samples x_i, M draws y_m from the autoencoder's post
     distance = sum_{i, m} D(x_i, y_m) / (N M)            how far they lie from the targets
     score    = spread - 2 distance                       the higher the better; the loss is its negative
 
-The gradient is formed in the forward pass, in fp32, from weights w = beta D^(beta - 2): the derivative of D(a, b) by a is
-w (a - b), so sums over differences become matrix products and no [N, M, patches, Z] tensor ever exists.
+The gradient is formed in the forward pass, in fp32, from weights w = beta D^(beta - 2): the derivative of D(a, b) by
+a is w (a - b), so sums over differences become matrix products and no [N, M, patches, Z] tensor ever exists.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def energy_score(
         samples_NRZ: the model's samples; the only argument that gets a gradient.
         mean_RZ, log_std_RZ: the frozen encoder's posterior.
         target_noise_MRZ: standard normal noise of the target samples.
-        beta: exponent of the distance, in (0, 2). Gradients are finite for all of them: coinciding points weigh nothing.
+        beta: exponent of the distance, in (0, 2). Gradients are finite for all: coinciding points weigh nothing.
 
     Returns:
         The terms; `score` carries the gradient, the other two are detached.

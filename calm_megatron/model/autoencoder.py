@@ -53,6 +53,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(ffn_hidden_size, hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) to (..., H)."""
         output: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
         return output
 
@@ -66,6 +67,7 @@ class ResidualLayer(nn.Module):
         self.layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) to (..., H)."""
         output: Tensor = hidden + self.mlp(self.layernorm(hidden))
         return output
 
@@ -78,6 +80,7 @@ class TiedEmbedding(nn.Embedding):
     """
 
     def forward(self, ids_or_hidden: Tensor, to_logits: bool = False) -> Tensor:
+        """Ids (...) to rows (..., H), or hidden states (..., H) to logits (..., V)."""
         if to_logits:
             return F.linear(ids_or_hidden, self.weight)
         return super().forward(ids_or_hidden)
@@ -123,6 +126,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(hidden, config.layernorm_epsilon)
 
     def forward(self, latent_RZ: Tensor) -> Tensor:
+        """Hidden states (R, K, H) of the tokens."""
         hidden = self.latent_to_hidden(latent_RZ)
         half = len(self.decoder_layers) // 2
         for layer in self.decoder_layers[:half]:

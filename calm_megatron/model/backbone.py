@@ -47,7 +47,7 @@ def transformer_config(config: CalmConfig, dtype: torch.dtype = torch.float32) -
 
 
 class CausalAttention(nn.Module):
-    """megatron-core's core attention by torch's `scaled_dot_product_attention`, with an optional cache of keys and values.
+    """megatron-core's core attention by torch's `scaled_dot_product_attention`, with an optional cache.
 
     While `cache` is set, keys and values are appended to it and the queries see all of it.
     """

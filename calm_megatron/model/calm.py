@@ -121,8 +121,7 @@ class Calm(nn.Module):
             documents_BP: document of each patch, to keep attention within documents; none lets it reach across.
             cache: the patches before these; the new ones are appended to it.
         """
-        batch_size, tokens = ids_BT.shape
-        patches = tokens // self.config.patch_size
+        patches = ids_BT.shape[1] // self.config.patch_size
         start = cache.length if cache else 0
         head_size = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_angles(head_size, self.config.rotary_base, start, patches, ids_BT.device)
@@ -174,17 +173,19 @@ class Calm(nn.Module):
             return ids_BT
         patches_RK = ids_BT.unflatten(1, (-1, self.config.patch_size)).flatten(0, 1)
         mean_RZ, _ = self.autoencoder.encode(patches_RK)
-        return mean_RZ.unflatten(0, (ids_BT.shape[0], -1)).to(self.final_norm.weight.dtype)
+        latents_BPZ: Tensor = mean_RZ.unflatten(0, (ids_BT.shape[0], -1)).to(self.final_norm.weight.dtype)
+        return latents_BPZ
 
     @contextlib.contextmanager
     def _attached(self, cache: KVCache | None) -> Iterator[None]:
-        for layer in self.layers:
-            layer.self_attention.core_attention.cache = cache
+        attentions = [module for module in self.layers.modules() if isinstance(module, CausalAttention)]
+        for attention in attentions:
+            attention.cache = cache
         try:
             yield
         finally:
-            for layer in self.layers:
-                layer.self_attention.core_attention.cache = None
+            for attention in attentions:
+                attention.cache = None
 
 
 def check_autoencoder(config: CalmConfig, autoencoder: AutoencoderConfig) -> None:

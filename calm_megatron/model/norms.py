@@ -19,6 +19,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) to (..., H), in the input's type."""
         normed = F.rms_norm(hidden.float(), self.weight.shape, None, self.eps).to(hidden.dtype)
         return self.weight * normed
 
@@ -27,5 +28,6 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm with statistics in fp32 and the output in the input's type."""
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., H) to (..., H), in the input's type."""
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(hidden.float(), self.normalized_shape, weight, bias, self.eps).to(hidden.dtype)

@@ -20,6 +20,7 @@ def switch_off_shared_memory_op() -> None:
     The compilation takes a minute, a process killed meanwhile leaves a lock on which every later start hangs, and the
     op needs AVX-512 for bf16. gloo serves.
     """
+    # Imported here because it takes seconds, which tools without an engine need not wait for.
     import deepspeed.ops
 
     if ON_CPU:

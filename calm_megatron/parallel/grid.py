@@ -84,7 +84,8 @@ def _join(timeout: timedelta) -> None:
     if "RANK" not in os.environ:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
         # A store in memory: no port, so that many tools and tests can run side by side.
-        dist.init_process_group(cpu_backend.backend(), store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch's stubs leave it out
+        dist.init_process_group(cpu_backend.backend(), store=store, rank=0, world_size=1, timeout=timeout)
         return
     try:
         dist.init_process_group(cpu_backend.backend(), timeout=timeout)

@@ -212,7 +212,7 @@ def _score_section(run: RunFolder | None) -> dict[str, Any] | None:
     """BrierLM beside its baselines: the chart, and a table with the four orders."""
     if run is None or run.evaluation is None:
         return None
-    models = {"this model": run.evaluation} | {name: found for name, found in run.baselines.items()}
+    models = {"this model": run.evaluation} | dict(run.baselines)
     return {
         "charts": _marked(report_charts.score(run, models)),
         "level": _level(run.evaluation),

@@ -105,7 +105,7 @@ class Engine:
             self.engine.set_train_batch_size(micro_batches * per_step)
 
     def _clipped_norm(self) -> float | None:
-        """Norm before clipping, where DeepSpeed does not clip (ZeRO 0); gradients are already averaged over the ranks."""
+        """Norm before clipping, where DeepSpeed does not clip (ZeRO 0); the ranks' gradients are averaged by now."""
         if self.config.parallel.zero_stage > 0:
             return None
         limit = self.config.optimizer.clip_grad or math.inf
@@ -123,7 +123,7 @@ def _demand_finite(what: str, value: float, step: int) -> None:
         raise UserError(
             f"the {what} became {value} in step {step + 1}",
             "training stopped before the next checkpoint; the last one saved is intact",
-            "go on from it with a lower optimizer.lr, a longer optimizer.lr_warmup_iters or a smaller optimizer.clip_grad",
+            "go on from it with a lower optimizer.lr or clip_grad, or a longer optimizer.lr_warmup_iters",
         )
 
 

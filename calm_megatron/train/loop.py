@@ -29,7 +29,7 @@ BuildTask = Callable[[RunConfig, DataSplits, Grid], Task]
 
 
 def run(build_task: BuildTask, config: RunConfig) -> Progress:
-    """Train from the newest checkpoint of the run folder, or from the start, to `train.train_iters` or a stop signal."""
+    """Train from the run folder's newest checkpoint, or from the start, to `train.train_iters` or a stop signal."""
     schedule = _schedule(config, parallel.environment_world_size())
     grid = parallel.start(config.parallel.distributed_timeout_minutes)
     data = _open_data(config)

@@ -7,7 +7,7 @@ from calm_megatron.config.schema import OptimizerConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """torch's fused AdamW; biases and norm weights (vectors) are not decayed, embeddings are, as in the official runs."""
+    """torch's fused AdamW; vectors (biases, norm weights) are not decayed, embeddings are, as in the official runs."""
     matrices = [weight for weight in module.parameters() if weight.dim() > 1]
     vectors = [weight for weight in module.parameters() if weight.dim() <= 1]
     return torch.optim.AdamW(

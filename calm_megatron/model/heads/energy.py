@@ -41,6 +41,7 @@ class ConditionedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x_NRH: Tensor, y_RH: Tensor) -> Tensor:
+        """(N, R, H), the sum of both halves."""
         weight_x, weight_y = self.weight.chunk(2, dim=1)
         return F.linear(x_NRH, weight_x) + F.linear(y_RH, weight_y, self.bias)
 
@@ -74,6 +75,7 @@ class HeadOutput(nn.Module):
         self.linear_out = nn.Linear(hidden_size, latent_size)
 
     def forward(self, x_NRH: Tensor) -> Tensor:
+        """Latents (N, R, Z)."""
         output: Tensor = self.linear_out(F.silu(self.linear_in(self.in_ln(x_NRH))))
         return output
 
