@@ -18,9 +18,7 @@ class Progress:
 
     def advance(self, samples: int, seq_length: int) -> "Progress":
         """The place after one more step of `samples` sequences."""
-        return Progress(
-            self.step + 1, self.consumed_samples + samples, self.consumed_tokens + samples * seq_length
-        )
+        return Progress(self.step + 1, self.consumed_samples + samples, self.consumed_tokens + samples * seq_length)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

@@ -1,11 +1,11 @@
 """Checkpoints of a run: written aside, published by one rename, the newest ones kept.
 
-    <run>/checkpoints/step_00001000/
-        weights.safetensors   whole weights, in the precision of the run: what evaluation, generation and CALM read
-        engine/               each rank's part of weights and optimizer state, written by DeepSpeed
-        progress.json         place in the run
-        layout.json           ranks and ZeRO stage of the engine's files
-        config.yaml           the whole config
+<run>/checkpoints/step_00001000/
+    weights.safetensors   whole weights, in the precision of the run: what evaluation, generation and CALM read
+    engine/               each rank's part of weights and optimizer state, written by DeepSpeed
+    progress.json         place in the run
+    layout.json           ranks and ZeRO stage of the engine's files
+    config.yaml           the whole config
 """
 
 import json

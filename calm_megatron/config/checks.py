@@ -3,6 +3,7 @@
 Each check returns the reason and the nearest values that work; all reasons are shown at once.
 """
 
+import math
 from collections.abc import Iterator
 
 from calm_megatron.config.errors import UserError
@@ -38,6 +39,9 @@ def _model(config: RunConfig) -> Iterator[str]:
                     f"would stay unused; nearest that work: {nearest_multiples(layers, 2)}"
                 )
     if isinstance(model, CalmConfig):
+        pairs, samples = config.evaluation.brier_pairs, model.head.num_samples
+        if 2 * pairs > samples:
+            yield f"evaluation.brier_pairs = {pairs} needs {2 * pairs} samples, model.head.num_samples = {samples}"
         heads = model.num_attention_heads
         if model.hidden_size % heads:
             yield (
@@ -79,7 +83,7 @@ def _split(split: str) -> Iterator[str]:
         shares = [float(part) for part in split.split(",")]
     except ValueError:
         shares = []
-    if len(shares) != 3 or min(shares, default=-1) < 0 or sum(shares) <= 0:
+    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not any(shares):
         yield f"data.split = '{split}' must be three shares, training, validation and test, such as 98,1,1"
     elif shares[0] <= 0 or shares[1] <= 0:
         yield f"data.split = '{split}' leaves nothing for training or validation"
@@ -110,9 +114,8 @@ def _schedule(config: RunConfig) -> Iterator[str]:
     if schedule.min_lr > schedule.lr:
         yield f"optimizer.min_lr = {schedule.min_lr} is above optimizer.lr = {schedule.lr}"
     if schedule.lr_decay_style == "constant":
-        for name in ("lr_decay_iters", "lr_wsd_decay_iters"):
-            if getattr(schedule, name) is not None:
-                yield f"optimizer.{name} has no effect with lr_decay_style = constant; leave it out"
+        if schedule.lr_decay_iters is not None:
+            yield "optimizer.lr_decay_iters has no effect with lr_decay_style = constant; leave it out"
         if schedule.min_lr:
             yield "optimizer.min_lr has no effect with lr_decay_style = constant; leave it out"
     elif schedule.lr_warmup_iters >= decay:
@@ -127,8 +130,10 @@ def _schedule(config: RunConfig) -> Iterator[str]:
             )
         if schedule.lr_wsd_decay_style == "exponential" and not schedule.min_lr:
             yield "optimizer.lr_wsd_decay_style = exponential needs optimizer.min_lr above 0"
-    elif schedule.lr_wsd_decay_iters is not None:
-        yield f"optimizer.lr_wsd_decay_iters has no effect with lr_decay_style = {schedule.lr_decay_style}"
+    else:
+        for name, default in (("lr_wsd_decay_iters", None), ("lr_wsd_decay_style", "linear")):
+            if getattr(schedule, name) != default:
+                yield f"optimizer.{name} has no effect with lr_decay_style = {schedule.lr_decay_style}; leave it out"
 
 
 def _precision(config: RunConfig) -> Iterator[str]:

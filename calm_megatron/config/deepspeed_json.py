@@ -27,8 +27,8 @@ def deepspeed_json(config: RunConfig, micro_batches: int) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     if config.train.precision == "bf16":
-        # Without the immediate update DeepSpeed 0.19.8 adds the running sum of the bf16 gradients to the fp32 sum at every
-        # micro-batch: with four of them the gradient comes out 2.5 times too large.
+        # Without the immediate update DeepSpeed 0.19.8 adds the running sum of the bf16 gradients to the fp32 sum at
+        # every micro-batch: with four of them the gradient comes out 2.5 times too large.
         settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings

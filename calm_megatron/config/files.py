@@ -33,6 +33,8 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # refused below
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise UserError(f"the setting '{key}' is given twice", f"{self.name}, line {line}", "keep one of them")
@@ -40,8 +42,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings which the loader would read as numbers, such as '1e5'."""
+
+
 # Integers match the float pattern too; their resolver comes first, so only what it leaves becomes a float.
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _YAML12_FLOAT, list("-+0123456789."))
+for _class in (_StrictLoader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _YAML12_FLOAT, list("-+0123456789."))
 
 
 def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -61,7 +68,8 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
                     f"{origin[path]} and {file}",
                     f"keep it in one of them, or override both with {path}=value on the command line",
                 )
-            origin[path] = str(file)
+            if value != {}:
+                origin[path] = str(file)
             _put(tree, path, value, str(file))
     seen: set[str] = set()
     for text in overrides:
@@ -78,7 +86,7 @@ def parse_run(tree: Tree, where: str) -> RunConfig:
     try:
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        problems = [_explain(detail, tree) for detail in error.errors(include_url=False)]
+        problems = [_explain(detail) for detail in error.errors(include_url=False)]
         raise UserError("\n".join(problems), where, "see examples/ and docs/config.md for every setting") from None
     check(config)
     return config
@@ -91,7 +99,7 @@ def to_tree(config: Any) -> Tree:
 
 def to_yaml(config: RunConfig) -> str:
     """The whole run as YAML that `load_run` reads back to an equal config."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_tree(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> Tree:
@@ -123,12 +131,13 @@ def _parse_override(text: str) -> tuple[str, Any]:
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Path and value of each setting; an empty section, also one that is written `section:`, gives {}."""
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{path}.")
-        elif value is not None or prefix:
-            yield path, value
+        else:
+            yield path, {} if value is None and not prefix else value
 
 
 def _put(tree: Tree, path: str, value: Any, where: str) -> None:
@@ -138,7 +147,10 @@ def _put(tree: Tree, path: str, value: Any, where: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"'{path}' needs '{parent}' to be a section, but it holds {child!r}", where)
         tree = child
-    tree[last] = value
+    if value == {}:
+        tree.setdefault(last, {})  # an empty section takes nothing back
+    else:
+        tree[last] = value
 
 
 def _plain(value: Any) -> Any:
@@ -147,13 +159,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _explain(detail: Any, tree: Tree) -> str:
+def _explain(detail: Any) -> str:
     """One line for one of pydantic's complaints, with the nearest valid name where a name is wrong."""
-    location = [part for part in detail["loc"] if not _is_union_tag(part, detail["loc"], tree)]
+    location = list(detail["loc"])
+    model_type = str(location.pop(1)) if location[0] == "model" and len(location) > 1 else None  # pydantic's union tag
     path = ".".join(map(str, location))
     kind, given = detail["type"], detail["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return _explain_unknown(path)
+        return _explain_unknown(path, model_type)
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"'{path}' is required and not set"
     if kind == "union_tag_not_found":
@@ -168,32 +181,30 @@ def _explain(detail: Any, tree: Tree) -> str:
     return f"'{path}' cannot be {given!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}{hint}"
 
 
-def _is_union_tag(part: Any, location: tuple[Any, ...], tree: Tree) -> bool:
-    return len(location) > 1 and location[0] == "model" and part == location[1] and part not in tree.get("model", {})
-
-
-def _explain_unknown(path: str) -> str:
-    known = list(setting_names(RunConfig))
+def _explain_unknown(path: str, model_type: str | None) -> str:
+    known = list(setting_names(RunConfig, model_type=model_type))
     section, _, name = path.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
+    problem = f"there is no setting '{path}'" + (f" for a model of type '{model_type}'" if model_type else "")
     if elsewhere:
-        return f"there is no setting '{path}'; did you mean '{elsewhere[0]}'?"
+        return f"{problem}; did you mean '{elsewhere[0]}'?"
     if near:
-        return f"there is no setting '{path}'; did you mean '{f'{section}.' if section else ''}{near[0]}'?"
-    return f"there is no setting '{path}'; '{section or 'the run'}' knows: {', '.join(sorted(set(siblings)))}"
+        return f"{problem}; did you mean '{f'{section}.' if section else ''}{near[0]}'?"
+    return f"{problem}; '{section or 'the run'}' knows: {', '.join(sorted(set(siblings)))}"
 
 
-def setting_names(cls: Any, prefix: str = "") -> Iterable[str]:
-    """Every `section.key` of a config dataclass, unions of dataclasses included."""
+def setting_names(cls: Any, prefix: str = "", model_type: str | None = None) -> Iterable[str]:
+    """Every `section.key` of a config dataclass; of the kinds of model only `model_type`, where it is given."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         path = f"{prefix}{field.name}"
         nested = [kind for kind in _members(hints[field.name]) if dataclasses.is_dataclass(kind)]
         yield path
         for kind in nested:
-            yield from setting_names(kind, f"{path}.")
+            if path != "model" or model_type in (None, kind.type):
+                yield from setting_names(kind, f"{path}.", model_type)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

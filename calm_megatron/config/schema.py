@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field
 # Strict: `true` is no number and "8" is no integer; a wrong type is a slip to be shown, not to be converted.
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, strict=True)]
-NonNegativeFloat = Annotated[float, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 
@@ -120,7 +120,7 @@ class DataConfig(Section):
     seq_length: PositiveInt = 2048
     """Tokens per sequence; a multiple of the patch size."""
     align_documents: Switch = True
-    """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as officially done."""
+    """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as is official."""
     reset_attention_mask: Switch = True
     """Keep attention within a document; false lets it reach across, as the official code does."""
 
@@ -154,7 +154,7 @@ class TrainConfig(Section):
     micro_batch_size: PositiveInt = 1
     global_batch_size: PositiveInt = 1
     rampup_batch_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    """(start, increment, samples): grow the global batch from `start` in steps of `increment` over `samples` samples."""
+    """(start, increment, samples): the batch grows from `start` by `increment` at a time over `samples` samples."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the layers; bf16 keeps fp32 master weights and fp32 gradient sums."""
     recompute_granularity: Literal["none", "full"] = "none"
@@ -187,9 +187,11 @@ class EvaluationConfig(Section):
     eval_interval: NonNegativeInt = 0
     """Steps between validations; 0 validates at the end only."""
     eval_iters: PositiveInt = 8
-    """Micro-batches of a validation during training."""
+    """Global batches of a validation during training."""
     final_eval_iters: NonNegativeInt = 0
-    """Micro-batches of the validation at the end; 0 takes the whole validation set."""
+    """Global batches of the validation at the end; 0 takes the whole validation set."""
+    brier_pairs: PositiveInt = 1
+    """CALM: disjoint pairs of the N samples that BrierLM averages over; 1 is the official estimator, more narrow its noise."""
     noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     """Autoencoder: standard deviations of the Gaussian noise of the robustness curve."""
     confidence: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95

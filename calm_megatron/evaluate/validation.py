@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from calm_megatron.config.schema import EvaluationConfig
 from calm_megatron.data.loader import Batch, evaluation_batches
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
@@ -38,9 +39,7 @@ class EvaluationPlan:
     def batches(self) -> list[Batch]:
         """This rank's share."""
         ranks = self.grid.data_parallel_size
-        return list(
-            evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences)
-        )
+        return list(evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences))
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place."""
@@ -121,8 +120,10 @@ def validate_autoencoder(model: Autoencoder, plan: EvaluationPlan, sigmas: Seque
 
 
 @torch.no_grad()
-def validate_calm(model: Calm, plan: EvaluationPlan, reset_attention_mask: bool, confidence: float) -> CalmScores:
-    """Energy loss with N samples, and BrierLM from the first two of them."""
+def validate_calm(
+    model: Calm, plan: EvaluationPlan, reset_attention_mask: bool, evaluation: EvaluationConfig
+) -> CalmScores:
+    """Energy loss with N samples, and BrierLM from the first two of them, or the mean of several disjoint pairs."""
     config = model.config
     K, device = config.patch_size, plan.grid.device
     known = plan.dataset.sequences_per_epoch
@@ -137,14 +138,16 @@ def validate_calm(model: Calm, plan: EvaluationPlan, reset_attention_mask: bool,
         rows = torch.tensor(float(len(terms.score)), device=device)
         sums += torch.stack([-terms.score.sum(), terms.spread.sum(), terms.distance.sum(), rows]).double()
         if K >= ORDERS and len(terms.score):
-            first_RK, second_RK = model.autoencoder.tokens(samples_NRZ[:2])
+            drawn_NRK = model.autoencoder.tokens(samples_NRZ[: 2 * evaluation.brier_pairs])
             target_RK = ids_BT[:, K:].unflatten(1, (-1, K)).flatten(0, 1)
             rows_R = batch.sequence_ids_B.to(device).repeat_interleave(patches)
-            accumulator.add(brier_terms(first_RK, second_RK, target_RK), rows_R)
+            pairs = zip(drawn_NRK[::2], drawn_NRK[1::2], strict=True)
+            terms_RO = torch.stack([brier_terms(first, second, target_RK) for first, second in pairs]).mean(dim=0)
+            accumulator.add(terms_RO, rows_R)
     plan.total(sums)
     plan.total(accumulator.state_SC)
     loss, spread, distance, patches = sums.tolist()
-    brier = accumulator.score(confidence) if K >= ORDERS else None
+    brier = accumulator.score(evaluation.confidence) if K >= ORDERS else None
     return CalmScores(loss / patches, spread / patches, distance / patches, int(patches), brier)
 
 

@@ -41,7 +41,7 @@ def energy_score(
     Returns:
         The terms; `score` carries the gradient, the other two are detached.
     """
-    score, spread, distance = _EnergyScore.apply(
+    score, spread, distance = _EnergyScore.apply(  # type: ignore[no-untyped-call]
         samples_NRZ, mean_RZ.float(), log_std_RZ.float(), target_noise_MRZ.float(), beta
     )
     return EnergyTerms(score, spread, distance)

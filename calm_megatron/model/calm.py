@@ -8,7 +8,7 @@ targets; it is no part of the module tree.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from calm_megatron.config.schema import AutoencoderConfig, CalmConfig
 from calm_megatron.losses.energy_score import EnergyTerms, energy_score
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.backbone import (
+    CausalAttention,
     KVCache,
     document_mask,
     layer_spec,
@@ -111,9 +112,7 @@ class Calm(nn.Module):
         """An empty cache for generation."""
         return KVCache(self.config, batch_size, max_patches, like=self.final_norm.weight)
 
-    def hidden_states(
-        self, ids_BT: Tensor, documents_BP: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def hidden_states(self, ids_BT: Tensor, documents_BP: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Hidden states (B, P, H) of the given whole patches.
 
         Args:
@@ -178,7 +177,8 @@ class Calm(nn.Module):
 
     @contextlib.contextmanager
     def _attached(self, cache: KVCache | None) -> Iterator[None]:
-        attentions = [module for module in self.layers.modules() if isinstance(module, CausalAttention)]
+        path = "self_attention.core_attention"
+        attentions = [cast(CausalAttention, layer.get_submodule(path)) for layer in self.layers]
         for attention in attentions:
             attention.cache = cache
         try:

@@ -1,6 +1,6 @@
 """The compressed input: K token embeddings (or the frozen encoder's latent) to one input vector of the backbone.
 
-    ids (B, T) -> embeddings (B, P, K * H) -> linear to 2H -> SiLU -> linear to H -> LayerNorm -> (P, B, H)
+ids (B, T) -> embeddings (B, P, K * H) -> linear to 2H -> SiLU -> linear to H -> LayerNorm -> (P, B, H)
 """
 
 import torch

@@ -3,7 +3,7 @@
 import math
 from datetime import UTC, datetime
 
-_NO_VALUE = "–"  # noqa: RUF001 - an en dash is what stands for a missing figure
+_NO_VALUE = "–"
 
 
 def fixed(value: float, width: int = 8) -> str:

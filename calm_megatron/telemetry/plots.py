@@ -242,7 +242,7 @@ def _linear_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value * 10.0**-exponent)))
     if exponent:
-        unit = f"× 10{str(exponent).translate(_SUPERSCRIPT)}"  # noqa: RUF001 - a multiplication sign is meant
+        unit = f"× 10{str(exponent).translate(_SUPERSCRIPT)}"
         axes.text(0, 1.05, unit, transform=axes.transAxes, ha="left", va="bottom", color=MUTED, fontsize=9)
 
 

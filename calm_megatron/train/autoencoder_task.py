@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from calm_megatron.config.schema import AutoencoderConfig, RunConfig
@@ -38,9 +37,9 @@ class AutoencoderTask:
         terms = module(ids_RK, noise)
         return {"loss": terms.loss, "autoencoder/cross_entropy": terms.cross_entropy, "autoencoder/kl": terms.kl}
 
-    def validate(self, module: nn.Module, split: str, micro_batches: int) -> dict[str, object]:
+    def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
         """Accuracies, robustness, collapsed dimensions."""
-        plan = evaluation_plan(self.config, self.data, split, micro_batches, self.grid, self.streams)
+        plan = evaluation_plan(self.config, self.data, split, eval_iters, self.grid, self.streams)
         assert isinstance(module, Autoencoder)
         scores = validate_autoencoder(module, plan, self.config.evaluation.noise_sigmas)
         values = dataclasses.asdict(scores)

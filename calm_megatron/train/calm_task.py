@@ -45,13 +45,11 @@ class CalmTask:
             "energy/distance_targets": terms.distance,
         }
 
-    def validate(self, module: nn.Module, split: str, micro_batches: int) -> dict[str, object]:
+    def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
         """Energy loss and, for K >= 4, BrierLM."""
-        plan = evaluation_plan(self.config, self.data, split, micro_batches, self.grid, self.streams)
+        plan = evaluation_plan(self.config, self.data, split, eval_iters, self.grid, self.streams)
         assert isinstance(module, Calm)
-        scores = validate_calm(
-            module, plan, self.config.data.reset_attention_mask, self.config.evaluation.confidence
-        )
+        scores = validate_calm(module, plan, self.config.data.reset_attention_mask, self.config.evaluation)
         return {"task": "calm", "split": split, **calm_values(scores, self.model.patch_size)}
 
 

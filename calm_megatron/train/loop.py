@@ -78,9 +78,7 @@ def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:
 
 def _open_data(config: RunConfig) -> DataSplits:
     model = config.model
-    return DataSplits.open(
-        config.data, patch_size=model.patch_size, seed=config.run.seed, vocab_size=model.vocab_size
-    )
+    return DataSplits.open(config.data, patch_size=model.patch_size, seed=config.run.seed, vocab_size=model.vocab_size)
 
 
 def _schedule(config: RunConfig, world_size: int) -> BatchSchedule:
@@ -92,9 +90,9 @@ def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _validate(task: Task, engine: Engine, split: str, micro_batches: int) -> dict[str, object]:
+def _validate(task: Task, engine: Engine, split: str, eval_iters: int) -> dict[str, object]:
     engine.module.eval()
-    scores = task.validate(engine.module, split, micro_batches)
+    scores = task.validate(engine.module, split, eval_iters)
     engine.module.train()
     return scores
 

@@ -25,8 +25,8 @@ class Task(Protocol):
     def terms(self, module: Callable[..., Any], batch: Batch, step: int) -> dict[str, Tensor]:
         """Scalars of a micro-batch, means over its patches; "loss" among them carries the gradient."""
 
-    def validate(self, module: nn.Module, split: str, micro_batches: int) -> dict[str, object]:
-        """Scores on a split of the data, the same on all ranks; `micro_batches` = 0 takes all of it."""
+    def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
+        """Scores on a split, the same on all ranks and layouts: on `eval_iters` global batches, or on all of it for 0."""
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:
@@ -35,9 +35,9 @@ def dtype_of(config: RunConfig) -> torch.dtype:
 
 
 def evaluation_plan(
-    config: RunConfig, data: DataSplits, split: str, micro_batches: int, grid: Grid, streams: RandomStreams
+    config: RunConfig, data: DataSplits, split: str, eval_iters: int, grid: Grid, streams: RandomStreams
 ) -> EvaluationPlan:
-    """What a validation runs over; `split` is train, valid or test, `micro_batches` = 0 takes all of it.
+    """What a validation runs over; `split` is train, valid or test, `eval_iters` = 0 takes all of it.
 
     Raises:
         UserError: the data has no such split.
@@ -45,6 +45,5 @@ def evaluation_plan(
     dataset = getattr(data, split)
     if dataset is None:
         raise UserError(f"the data has no split '{split}'", "data", "give it a share in data.split, or its own path")
-    size = config.train.micro_batch_size
-    sequences = micro_batches * size * grid.data_parallel_size if micro_batches else None
-    return EvaluationPlan(dataset, size, sequences, grid, streams)
+    sequences = eval_iters * config.train.global_batch_size or None
+    return EvaluationPlan(dataset, config.train.micro_batch_size, sequences, grid, streams)

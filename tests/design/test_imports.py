@@ -119,7 +119,9 @@ def test_planners_and_launchers_need_no_torch(name: str, modules: dict[str, ast.
 def test_command_lines_import_heavy_parts_late(scripts: dict[Path, ast.Module]) -> None:
     # Loading a script by its path runs its top level, but not the part behind `if __name__ == "__main__"`.
     load = "import runpy, sys; sys.path.insert(0, '.')"
-    slow = {path.name: import_elsewhere(f"{load}\nrunpy.run_path({str(path)!r}, run_name='script')") for path in scripts}
+    slow = {
+        path.name: import_elsewhere(f"{load}\nrunpy.run_path({str(path)!r}, run_name='script')") for path in scripts
+    }
     assert {name: held for name, held in slow.items() if held} == {}
 
 
@@ -152,7 +154,9 @@ def unexplained(path: Path, tree: ast.Module) -> Iterator[int]:
                 yield statement.lineno
 
 
-def test_every_import_is_a_declared_requirement(modules: dict[str, ast.Module], scripts: dict[Path, ast.Module]) -> None:
+def test_every_import_is_a_declared_requirement(
+    modules: dict[str, ast.Module], scripts: dict[Path, ast.Module]
+) -> None:
     declared = {requirement.lower() for requirement in runtime_requirements()}
     of_package = packages_distributions()
     missing = set()
@@ -169,5 +173,7 @@ def test_every_import_is_a_declared_requirement(modules: dict[str, ast.Module], 
 def runtime_requirements() -> list[str]:
     """Names of the packages that setup.py asks for."""
     tree = ast.parse((ROOT / "setup.py").read_text())
-    lists = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RUNTIME"]
+    lists = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RUNTIME"
+    ]
     return [requirement.split("=")[0].split(">")[0].split("<")[0] for requirement in ast.literal_eval(lists[0])]

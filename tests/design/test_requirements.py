@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def constants() -> dict[str, object]:
     """The literal constants of setup.py."""
     tree = ast.parse((ROOT / "setup.py").read_text())
-    return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
+    return {
+        ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)
+    }
 
 
 def needed() -> list[str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from calm_megatron.evaluate.brier import BrierAccumulator, brier_terms, brierlm
 
 
 @pytest.mark.parametrize("model", ["energy", "diffusion", "flow"])
-def test_brier_of_the_official_samples(golden: Path, model: str) -> None:
-    tensors = load_file(golden / model / "io.safetensors")
+def test_brier_of_the_official_samples(golden: Callable[[str], Path], model: str) -> None:
+    tensors = load_file(golden(model) / "io.safetensors")
     ids_BT, draws_2BPK = tensors["input_ids"], tensors["eval_predictions"]
     batch, tokens = ids_BT.shape
     targets_RK = ids_BT.view(batch, tokens // 4, 4)[:, 1:].reshape(-1, 4)

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,11 +37,13 @@ class RecordedDraws:
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def official(golden: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Calm, dict[str, Tensor], dict[str, int]]]:
+def official(
+    golden: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Iterator[tuple[Calm, dict[str, Tensor], dict[str, int]]]:
     """A checkpoint, its recorded tensors and its config."""
-    folder = golden / request.param
+    folder = golden(request.param)
     with one_rank():
-        model = load_official_calm(folder, golden / MODELS[request.param]).eval()
+        model = load_official_calm(folder, golden(MODELS[request.param])).eval()
         yield model, load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text())
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ def candidates(pool_NK: Tensor, weights_N: Tensor) -> dict[tuple[int, ...], floa
 
 
 @pytest.mark.parametrize("model", ["energy", "energy_k2"])
-def test_the_official_pool_gives_the_official_pick(golden: Path, model: str) -> None:
-    tensors = load_file(golden / model / "io.safetensors")
+def test_the_official_pool_gives_the_official_pick(golden: Callable[[str], Path], model: str) -> None:
+    tensors = load_file(golden(model) / "io.safetensors")
     pool_BNK = tensors["temp_pool_tokens"]
     weights_BN = temperature_weights(pool_BNK, 2)
     official, ours = random.Random(1234), random.Random(1234)

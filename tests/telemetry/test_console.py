@@ -55,7 +55,7 @@ def test_lines_come_at_the_interval_and_at_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "–"), (0.4, "0s"), (59.7, "1m 00s"), (725, "12m 05s"), (11_045, "3h 04m"), (183_600, "2d 03h")],  # noqa: RUF001
+    [(None, "–"), (0.4, "0s"), (59.7, "1m 00s"), (725, "12m 05s"), (11_045, "3h 04m"), (183_600, "2d 03h")],
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert formats.duration(seconds) == text

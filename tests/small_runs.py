@@ -1,0 +1,26 @@
+"""Settings of the small runs that tests train for real."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY = 320
+
+COMMON = [
+    f"model.vocab_size={VOCABULARY}", "model.patch_size=4", "model.latent_size=16", "model.hidden_size=32",
+    "model.ffn_hidden_size=64", "data.seq_length=64", "data.split='80,10,10'",
+    "train.train_iters=10", "train.global_batch_size=8", "train.micro_batch_size=2",
+    "optimizer.lr=1e-3", "optimizer.lr_decay_style=cosine", "optimizer.lr_warmup_iters=3", "optimizer.lr_decay_iters=10",
+    "evaluation.final_eval_iters=2", "logging.progress_bar=false", "logging.log_interval=5",
+]  # fmt: skip
+AUTOENCODER = [*COMMON, "model.type=autoencoder"]
+CALM = [
+    *COMMON, "model.type=calm", "model.num_layers=2", "model.num_attention_heads=4", "model.num_query_groups=2",
+    "model.head.num_layers=2", "model.head.num_samples=4", "model.head.num_target_samples=10",
+]  # fmt: skip
+
+
+def settings(base: list[str], **changes: object) -> list[str]:
+    """Overrides `section__key=value` put over the base settings."""
+    merged = dict(text.split("=", 1) for text in base)
+    merged |= {name.replace("__", "."): str(value) for name, value in changes.items()}
+    return [f"{name}={value}" for name, value in merged.items()]

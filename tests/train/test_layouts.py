@@ -1,0 +1,150 @@
+"""The layout changes nothing but speed and memory: losses, norms and weights of many small runs side by side.
+
+Two launches train everything that the tests compare, since starting ranks costs most of the time.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calm_megatron.telemetry.run_log import read_log
+from tests.small_runs import AUTOENCODER, CALM, ROOT, settings
+
+WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
+STAGES = (0, 1, 2, 3)
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: Program) -> Path:
+    """Folder with the runs of all layouts."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def job(name: str, base: list[str], **changes: object) -> dict[str, list[str]]:
+        if base is CALM:
+            changes = {"model__autoencoder": folder / "autoencoder", **changes}
+        overrides = settings(base, run__directory=folder / name, data__data_path=small_corpus, **changes)
+        return {"files": [], "overrides": overrides}
+
+    one_rank = [
+        job("autoencoder", AUTOENCODER),
+        job("calm", CALM),
+        job("calm_recompute", CALM, train__recompute_granularity="full"),
+        job("calm_micro_batch_4", CALM, train__micro_batch_size=4),
+        job("calm_latents", CALM, model__input="latents"),
+        job("calm_ramp", CALM, train__rampup_batch_size="[2,2,20]"),
+        job("calm_bf16", CALM, train__precision="bf16", parallel__zero_stage=1),
+        job("calm_bf16_one_micro_batch", CALM, train__precision="bf16", parallel__zero_stage=1, train__micro_batch_size=8),
+    ]
+    two_ranks = []
+    for stage in STAGES:
+        two_ranks += [
+            job(f"calm_zero{stage}", CALM, parallel__zero_stage=stage),
+            job(f"calm_zero{stage}_resumed", CALM, parallel__zero_stage=stage, train__train_iters=5),
+            job(f"calm_zero{stage}_resumed", CALM, parallel__zero_stage=stage),
+            job(f"autoencoder_zero{stage}", AUTOENCODER, parallel__zero_stage=stage),
+        ]
+        if stage:
+            two_ranks.append(job(f"calm_bf16_zero{stage}", CALM, parallel__zero_stage=stage, train__precision="bf16"))
+    two_ranks += [
+        job("calm_ramp_zero2", CALM, train__rampup_batch_size="[4,4,16]", parallel__zero_stage=2),
+        job("calm_ramp_zero0", CALM, train__rampup_batch_size="[4,4,16]"),
+        job("calm_recompute_zero3", CALM, train__recompute_granularity="full", parallel__zero_stage=3),
+    ]
+    for ranks, jobs in ((1, one_rank), (2, two_ranks)):
+        file = folder / f"jobs_{ranks}.json"
+        file.write_text(json.dumps(jobs))
+        done = program(WORKER, file, ranks=ranks, timeout=600)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    return read_log(run / "log.jsonl").series("loss")[1]
+
+
+def norms(run: Path) -> list[float]:
+    return read_log(run / "log.jsonl").series("grad_norm")[1]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step_00000010" / "weights.safetensors")
+
+
+def validation(run: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((run / "evaluation.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("model", ["calm", "autoencoder"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_give_the_losses_of_one(runs: Path, model: str, stage: int) -> None:
+    one, two = runs / model, runs / f"{model}_zero{stage}"
+    assert len(losses(one)) == 10
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert norms(two) == pytest.approx(norms(one), rel=1e-4)
+    assert losses(one)[-1] < losses(one)[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(runs: Path, stage: int) -> None:
+    straight, resumed = runs / f"calm_zero{stage}", runs / f"calm_zero{stage}_resumed"
+    assert [event.kind for event in read_log(resumed / "log.jsonl").events].count("resume") == 1
+    assert losses(resumed) == losses(straight)
+    ours, theirs = weights(straight), weights(resumed)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", ["calm_recompute", "calm_micro_batch_4", "calm_recompute_zero3"])
+def test_recomputation_and_micro_batches_change_nothing(runs: Path, name: str) -> None:
+    assert losses(runs / name) == pytest.approx(losses(runs / "calm"), rel=1e-5)
+    assert norms(runs / name) == pytest.approx(norms(runs / "calm"), rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_validation_does_not_depend_on_the_layout(runs: Path, stage: int) -> None:
+    one, two = validation(runs / "calm"), validation(runs / f"calm_zero{stage}")
+    assert one["patches"] == two["patches"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["brier"] == pytest.approx(one["brier"], abs=1e-3)
+
+
+def test_bf16_follows_fp32(runs: Path) -> None:
+    """bf16 keeps 8 bits of a number: a loss may be off by 2^-8, and the norm, a sum of many roundings, by some of it."""
+    for name in ("calm_bf16", *(f"calm_bf16_zero{stage}" for stage in STAGES[1:])):
+        assert losses(runs / name) == pytest.approx(losses(runs / "calm"), rel=2**-8)
+        assert norms(runs / name) == pytest.approx(norms(runs / "calm"), rel=2**-5)
+
+
+def test_bf16_accumulates_in_fp32_whatever_the_number_of_micro_batches(runs: Path) -> None:
+    """DeepSpeed's default adds running sums of bf16 gradients: 2.5 times the norm with four micro-batches."""
+    four, one = norms(runs / "calm_bf16"), norms(runs / "calm_bf16_one_micro_batch")
+    assert four == pytest.approx(one, rel=2**-5)
+
+
+def test_the_batch_ramps_up_the_same_way_at_every_zero_stage(runs: Path) -> None:
+    ramped = read_log(runs / "calm_ramp_zero2" / "log.jsonl")
+    tokens = ramped.series("tokens")[1]
+    sizes = [round((after - before) / 64) for before, after in zip([0.0, *tokens], tokens, strict=False)]
+    assert sizes == [4, 4, 4, 4, 8, 8, 8, 8, 8, 8]
+    assert losses(runs / "calm_ramp_zero2") == pytest.approx(losses(runs / "calm_ramp_zero0"), rel=1e-5)
+    assert norms(runs / "calm_ramp_zero2") == pytest.approx(norms(runs / "calm_ramp_zero0"), rel=1e-4)
+
+
+def test_latents_as_input_train_too(runs: Path) -> None:
+    curve = losses(runs / "calm_latents")
+    assert sum(curve[5:]) < sum(curve[:5])
+    assert not any("embedding" in name for name in weights(runs / "calm_latents"))
+
+
+def test_the_run_folder_stands_for_itself(runs: Path) -> None:
+    run = runs / "calm_zero3"
+    assert (run / "config.yaml").read_text() == (run / "checkpoints" / "step_00000010" / "config.yaml").read_text()
+    assert (run / "tokenizer" / "tokenizer.json").is_file()
+    assert not list(run.rglob("*.partial"))
