@@ -9,7 +9,8 @@ COMMON = [
     f"model.vocab_size={VOCABULARY}", "model.patch_size=4", "model.latent_size=16", "model.hidden_size=32",
     "model.ffn_hidden_size=64", "data.seq_length=64", "data.split='80,10,10'",
     "train.train_iters=10", "train.global_batch_size=8", "train.micro_batch_size=2",
-    "optimizer.lr=1e-3", "optimizer.lr_decay_style=cosine", "optimizer.lr_warmup_iters=3", "optimizer.lr_decay_iters=10",
+    "optimizer.lr=1e-3", "optimizer.lr_decay_style=cosine", "optimizer.lr_warmup_iters=3",
+    "optimizer.lr_decay_iters=10",
     "evaluation.final_eval_iters=2", "logging.progress_bar=false", "logging.log_interval=5",
 ]  # fmt: skip
 AUTOENCODER = [*COMMON, "model.type=autoencoder"]

@@ -59,7 +59,8 @@ class Demo:
         autoencoder, calm = self.output / "autoencoder", self.output / "calm"
         self.step(
             "train a tokenizer", tokenizer / "tokenizer.json",
-            "tools/train_tokenizer.py", "--input", self.corpus, "--output", tokenizer, "--vocab-size", str(self.vocab_size),
+            "tools/train_tokenizer.py", "--input", self.corpus, "--output", tokenizer,
+            "--vocab-size", str(self.vocab_size),
         )  # fmt: skip
         self.step(
             "turn the text into an indexed binary", data.with_suffix(".idx"),
@@ -95,7 +96,9 @@ class Demo:
         if not prompts.exists():
             write_prompts(prompts, calm)
         files = []
-        for number, (temperature, prompt) in enumerate(zip(TEMPERATURES, prompts.read_text().splitlines(), strict=True)):
+        for number, (temperature, prompt) in enumerate(
+            zip(TEMPERATURES, prompts.read_text().splitlines(), strict=True)
+        ):
             one, result = self.output / f"prompt_{number}.txt", self.output / f"sample_{number}.json"
             one.write_text(prompt + "\n")
             self.step(
@@ -122,7 +125,12 @@ class Demo:
             "Scored on": "the test split: whole documents that no training has seen",
         }
         report = write_report(
-            self.output, autoencoder_run=autoencoder, calm_run=calm, commands=self.commands, about=about, title="CALM demo"
+            self.output,
+            autoencoder_run=autoencoder,
+            calm_run=calm,
+            commands=self.commands,
+            about=about,
+            title="CALM demo",
         )
         print(f"\ntoken accuracy of the autoencoder  {summary['ae_token_accuracy']:.4f}")
         print(f"BrierLM                            {summary['brierlm']:.3f}", end="")
@@ -132,7 +140,7 @@ class Demo:
 
 
 def write_prompts(path: Path, calm: Path) -> None:
-    """One prompt a line, with \\n for line breaks: the beginnings of sequences of the test split."""
+    r"""One prompt a line, with \n for line breaks: the beginnings of sequences of the test split."""
     from calm_megatron.checkpoint.load import saved_config
     from calm_megatron.data.loader import DataSplits
     from calm_megatron.data.tokenizer import Tokenizer

@@ -185,7 +185,7 @@ def _explain_unknown(path: str, model_type: str | None) -> str:
     known = list(setting_names(RunConfig, model_type=model_type))
     section, _, name = path.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, siblings, n=1)
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
     problem = f"there is no setting '{path}'" + (f" for a model of type '{model_type}'" if model_type else "")
     if elsewhere:
@@ -203,7 +203,7 @@ def setting_names(cls: Any, prefix: str = "", model_type: str | None = None) -> 
         nested = [kind for kind in _members(hints[field.name]) if dataclasses.is_dataclass(kind)]
         yield path
         for kind in nested:
-            if path != "model" or model_type in (None, kind.type):
+            if path != "model" or model_type in (None, getattr(kind, "type", None)):
                 yield from setting_names(kind, f"{path}.", model_type)
 
 

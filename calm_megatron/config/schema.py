@@ -191,7 +191,7 @@ class EvaluationConfig(Section):
     final_eval_iters: NonNegativeInt = 0
     """Global batches of the validation at the end; 0 takes the whole validation set."""
     brier_pairs: PositiveInt = 1
-    """CALM: disjoint pairs of the N samples that BrierLM averages over; 1 is the official estimator, more narrow its noise."""
+    """CALM: disjoint pairs of the N samples that BrierLM averages over; 1 as in the official code, more for less noise."""
     noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     """Autoencoder: standard deviations of the Gaussian noise of the robustness curve."""
     confidence: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95

@@ -75,9 +75,13 @@ class _EnergyScore(torch.autograd.Function):
 
 
 def _power(squared: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """D = squared^(beta / 2) and w = beta D^((beta - 2) / beta), with w = 0 where the points coincide."""
+    """D = squared^(beta / 2) and w = beta D^((beta - 2) / beta), with w = 0 where the points coincide.
+
+    So do points whose squared distance is below the normal numbers of fp32: there w leaves its range.
+    """
     distance = squared.pow(beta / 2)
-    weight = torch.where(squared > 0, beta * squared.pow(beta / 2 - 1), 0.0)
+    apart = squared >= torch.finfo(squared.dtype).tiny
+    weight = torch.where(apart, beta * squared.pow(beta / 2 - 1), 0.0)
     return distance, weight
 
 

@@ -26,7 +26,7 @@ class Task(Protocol):
         """Scalars of a micro-batch, means over its patches; "loss" among them carries the gradient."""
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
-        """Scores on a split, the same on all ranks and layouts: on `eval_iters` global batches, or on all of it for 0."""
+        """Scores on a split, the same in every layout: on `eval_iters` global batches of it, or on all of it for 0."""
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:

@@ -27,7 +27,8 @@ def test_the_autoencoders_formula_counts_what_is_built() -> None:
 def test_calms_formula_counts_what_is_built(source: str, groups: int | None) -> None:
     config = CalmConfig(
         autoencoder="", vocab_size=77, patch_size=2, latent_size=6, input=source, num_layers=3, hidden_size=24,
-        ffn_hidden_size=40, num_attention_heads=4, num_query_groups=groups, head=EnergyHeadConfig(num_layers=2, noise_size=5),
+        ffn_hidden_size=40, num_attention_heads=4, num_query_groups=groups,
+        head=EnergyHeadConfig(num_layers=2, noise_size=5),
     )  # fmt: skip
     with one_rank():
         built = Calm(config, FrozenAutoencoder(Autoencoder(AUTOENCODER)))
