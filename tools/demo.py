@@ -112,6 +112,7 @@ class Demo:
 
     def report(self, autoencoder: Path, calm: Path, facts: dict[str, object]) -> None:
         """`summary.json` and `report.html` from the files of both runs."""
+        # Imported here because plotting is needed at the very end only.
         from calm_megatron.telemetry.report import write_report
         from calm_megatron.telemetry.summary import build_summary, write_summary
 
@@ -141,6 +142,7 @@ class Demo:
 
 def write_prompts(path: Path, calm: Path) -> None:
     r"""One prompt a line, with \n for line breaks: the beginnings of sequences of the test split."""
+    # Imported here because torch takes seconds, which a command line that cannot work should not cost.
     from calm_megatron.checkpoint.load import saved_config
     from calm_megatron.data.loader import DataSplits
     from calm_megatron.data.tokenizer import Tokenizer

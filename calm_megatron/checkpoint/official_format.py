@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -77,7 +78,10 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise UserError(f"there is no {name}", str(directory), "name a folder with an official checkpoint")
-    return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    try:
+        return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the official checkpoint cannot be read: {error}", str(directory)) from None
 
 
 def _load_autoencoder(module: Autoencoder, weights: dict[str, Tensor], directory: Path) -> None:

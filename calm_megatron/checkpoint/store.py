@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -104,7 +105,7 @@ class CheckpointStore:
         if self.grid.is_main:
             try:
                 work()
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 failure = [f"{error}"]
         dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:
@@ -130,7 +131,9 @@ def check_same_run(config: RunConfig, checkpoint: Path) -> None:
     """Raise a `UserError` when a checkpoint belongs to another model or another data order."""
     saved = to_tree(load_run([checkpoint / "config.yaml"]))
     now = to_tree(config)
-    fixed = {"model": saved["model"], "data": saved["data"], "run": {"seed": saved["run"]["seed"]}}
+    kind = saved["model"]["type"]
+    model = saved["model"] if kind == now["model"]["type"] else {"type": kind}
+    fixed = {"model": model, "data": saved["data"], "run": {"seed": saved["run"]["seed"]}}
     problems = [
         f"{section}.{name} was {value!r} and is now {now[section][name]!r}"
         for section, values in fixed.items()

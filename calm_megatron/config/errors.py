@@ -1,8 +1,12 @@
 """The one exception for what a user can mend: shown as one message, never as a traceback."""
 
+import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
+
+_GRACE_SECONDS = 5
 
 
 class UserError(Exception):
@@ -36,7 +40,11 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            # What is wrong everywhere is told by rank 0, after which the launcher ends the others while they wait here.
+            time.sleep(_GRACE_SECONDS)
+        print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

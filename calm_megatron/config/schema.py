@@ -41,23 +41,31 @@ class AutoencoderConfig(Section):
     """The autoencoder of K tokens and one latent vector (CALM, section 3). Defaults are the official ones."""
 
     type: Literal["autoencoder"] = "autoencoder"
+    """Kind of model."""
     vocab_size: PositiveInt
     """Entries of the vocabulary, the pad token included; must be the data set's."""
     patch_size: PositiveInt = 4
     """K, tokens per latent vector."""
     latent_size: PositiveInt = 128
+    """Z, numbers in a latent vector."""
     hidden_size: PositiveInt = 512
+    """Width of the layers."""
     ffn_hidden_size: PositiveInt = 1280
+    """Inner width of the gated MLP of each layer."""
     num_encoder_layers: PositiveInt = 2
     """Half of them work on single tokens, half on the patch."""
     num_decoder_layers: PositiveInt = 2
+    """Half of them work on the patch, half on single tokens."""
     layernorm_epsilon: PositiveFloat = 1e-6
+    """Added to the mean square in the norms."""
     init_method_std: PositiveFloat = 0.02
+    """Standard deviation of the initial matrices."""
     dropout: Fraction = 0.15
     """Share of tokens replaced by id 0, and of latent elements dropped, in training."""
     kl_clamp: NonNegativeFloat = 0.5
     """Free bits: smallest KL counted per latent element, in nats."""
     kl_weight: NonNegativeFloat = 1e-3
+    """Weight of the KL in the loss."""
     round_embedding_to_bf16: Switch = False
     """Round the token embedding to bf16 in training, as the official code does even in fp32 runs."""
 
@@ -67,9 +75,11 @@ class EnergyHeadConfig(Section):
     """The one-step generative head trained by the energy score (CALM, section 4)."""
 
     type: Literal["energy"] = "energy"
+    """Kind of head."""
     num_layers: PositiveInt = 4
     """Residual blocks of the head."""
     noise_size: PositiveInt = 64
+    """Uniform random numbers behind each sample."""
     num_samples: Annotated[int, Field(ge=2, strict=True)] = 8
     """N, vectors drawn by the model for each patch in training."""
     num_target_samples: PositiveInt = 100
@@ -83,24 +93,35 @@ class CalmConfig(Section):
     """The continuous autoregressive language model: Transformer over patches and a generative head."""
 
     type: Literal["calm"] = "calm"
+    """Kind of model."""
     autoencoder: str
     """Run folder or checkpoint of the frozen autoencoder."""
     vocab_size: PositiveInt
+    """Entries of the vocabulary; must be the data set's and the autoencoder's."""
     patch_size: PositiveInt = 4
+    """K, tokens per latent vector; must be the autoencoder's."""
     latent_size: PositiveInt = 128
+    """Z, numbers in a latent vector; must be the autoencoder's."""
     pad_token_id: NonNegativeInt | None = None
     """Token whose embedding never learns; set from the data set when the run starts."""
     input: Literal["tokens", "latents"] = "tokens"
     """What the backbone reads: compressed token embeddings, or the frozen encoder's mean latents."""
     num_layers: PositiveInt
+    """Transformer layers."""
     hidden_size: PositiveInt
+    """Width of the backbone and of the head."""
     ffn_hidden_size: PositiveInt
+    """Inner width of the gated MLP of each Transformer layer."""
     num_attention_heads: PositiveInt
+    """Attention heads; their size, hidden_size / heads, must be even."""
     num_query_groups: PositiveInt | None = None
     """Groups of grouped-query attention; none means one per head."""
     rotary_base: PositiveFloat = 10000.0
+    """Base of the rotary position embedding."""
     layernorm_epsilon: PositiveFloat = 1e-6
+    """Added to the mean square in the backbone's norms; the head's have 1e-6."""
     init_method_std: PositiveFloat = 0.02
+    """Standard deviation of the initial matrices."""
     head: EnergyHeadConfig = field(default_factory=EnergyHeadConfig)
 
 
@@ -114,9 +135,13 @@ class DataConfig(Section):
     data_path: str | None = None
     """One data set, cut into training, validation and test documents by `split`."""
     split: str = "98,1,1"
+    """Shares of training, validation and test documents, counted in tokens."""
     train_data_path: str | None = None
+    """Data set for training alone, in place of `data_path`."""
     valid_data_path: str | None = None
+    """Data set for validation; needed beside `train_data_path`."""
     test_data_path: str | None = None
+    """Data set for testing."""
     seq_length: PositiveInt = 2048
     """Tokens per sequence; a multiple of the patch size."""
     align_documents: Switch = True
@@ -130,18 +155,27 @@ class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule. No decay on biases and norm weights."""
 
     lr: PositiveFloat = 3e-4
+    """Largest learning rate."""
     min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of the decay."""
     lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = "constant"
+    """Shape of the schedule behind the warm-up; WSD is stable, then decays."""
     lr_warmup_iters: NonNegativeInt = 0
+    """Steps over which the learning rate rises to `lr`, whatever the style."""
     lr_decay_iters: PositiveInt | None = None
     """Step at which `min_lr` is reached; none means the last training step."""
     lr_wsd_decay_iters: PositiveInt | None = None
     """Steps of the last phase of WSD (warm-up, stable, decay)."""
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential"] = "linear"
+    """Shape of the last phase of WSD."""
     adam_beta1: Fraction = 0.9
+    """Decay of the mean of the gradients."""
     adam_beta2: Fraction = 0.95
+    """Decay of the mean of their squares."""
     adam_eps: PositiveFloat = 1e-8
+    """Added to the root of the squares."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of matrices and embeddings."""
     clip_grad: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
 
@@ -151,8 +185,11 @@ class TrainConfig(Section):
     """How long and in which batches."""
 
     train_iters: PositiveInt
+    """Optimizer steps of the whole run."""
     micro_batch_size: PositiveInt = 1
+    """Sequences of one forward pass on one rank."""
     global_batch_size: PositiveInt = 1
+    """Sequences of one optimizer step, over all ranks."""
     rampup_batch_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """(start, increment, samples): the batch grows from `start` by `increment` at a time over `samples` samples."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -168,6 +205,7 @@ class ParallelConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     distributed_timeout_minutes: PositiveFloat = 10.0
+    """How long a rank waits for the others before it gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +229,7 @@ class EvaluationConfig(Section):
     final_eval_iters: NonNegativeInt = 0
     """Global batches of the validation at the end; 0 takes the whole validation set."""
     brier_pairs: PositiveInt = 1
-    """CALM: disjoint pairs of the N samples that BrierLM averages over; 1 as in the official code, more for less noise."""
+    """CALM: disjoint pairs of the N samples that BrierLM averages; 1 as in the official code, more for less noise."""
     noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     """Autoencoder: standard deviations of the Gaussian noise of the robustness curve."""
     confidence: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95
@@ -205,7 +243,9 @@ class LoggingConfig(Section):
     log_interval: PositiveInt = 10
     """Steps between printed lines; every step goes to the files."""
     tensorboard: Switch = True
+    """Write TensorBoard scalars into the run folder."""
     progress_bar: Switch = True
+    """Show a bar with the time left, where stderr is a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)

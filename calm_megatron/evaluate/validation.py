@@ -98,7 +98,9 @@ def validate_autoencoder(model: Autoencoder, plan: EvaluationPlan, sigmas: Seque
             noisy_RZ = (mean_RZ + sigma * noise_RZ).to(model.decoder.latent_to_hidden.weight.dtype)
             hits.append(_hits(model.logits(noisy_RZ), ids_RK))
         patch_count = len(ids_RK)
-        sums = [terms.cross_entropy.nan_to_num() * ids_RK.numel(), terms.kl.nan_to_num() * patch_count]
+        if not patch_count:
+            continue  # means over nothing are NaN
+        sums = [terms.cross_entropy * ids_RK.numel(), terms.kl * patch_count]
         counts += torch.stack([*hits, *sums, torch.tensor(float(patch_count), device=device)]).double()
         moments += torch.stack([mean_RZ.double().sum(dim=0), mean_RZ.double().square().sum(dim=0)])
     plan.total(counts)

@@ -1,10 +1,30 @@
 """Settings of generation, checked when they are made."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.generate.temperature import temperature_order
+
+_TOLERANCE: Final = 0.0025
+
+
+def temperature_order(temperature: float) -> int:
+    """Return n of the temperature 1/n.
+
+    Raises:
+        UserError: the temperature is no 1/n; the message names the nearest ones.
+    """
+    if not 0.0 < temperature <= 1.0 + _TOLERANCE:
+        raise UserError(f"temperature {temperature:g} is not in (0, 1]", "temperature", "use 1, 0.5, 0.333, 0.25, ...")
+    order = max(1, round(1.0 / temperature))
+    if abs(order * temperature - 1.0) > _TOLERANCE:
+        below, above = int(1.0 / temperature), int(1.0 / temperature) + 1
+        raise UserError(
+            f"temperature {temperature:g} is not 1/n for a whole n, which this sampler needs",
+            "temperature",
+            f"use {1 / below:.4g} (1/{below}) or {1 / above:.4g} (1/{above})",
+        )
+    return order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,34 +10,10 @@ and so on down to 1: small pools give a temperature that is a little too high, n
 An outcome is a patch: a tuple of K tokens.
 """
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
-from calm_megatron.config.errors import UserError
-
-_TOLERANCE: Final = 0.0025
 """How far n * T may be from 1: lets 0.333 and 0.167 stand for 1/3 and 1/6."""
-
-
-def temperature_order(temperature: float) -> int:
-    """Return n of the temperature 1/n.
-
-    Raises:
-        UserError: the temperature is no 1/n; the message names the nearest ones.
-    """
-    if not 0.0 < temperature <= 1.0 + _TOLERANCE:
-        raise UserError(f"temperature {temperature:g} is not in (0, 1]", "temperature", "use 1, 0.5, 0.333, 0.25, ...")
-    order = max(1, round(1.0 / temperature))
-    if abs(order * temperature - 1.0) > _TOLERANCE:
-        below, above = int(1.0 / temperature), int(1.0 / temperature) + 1
-        raise UserError(
-            f"temperature {temperature:g} is not 1/n for a whole n, which this sampler needs",
-            "temperature",
-            f"use {1 / below:.4g} (1/{below}) or {1 / above:.4g} (1/{above})",
-        )
-    return order
 
 
 def _same_outcome(pool_BNK: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 
 from calm_megatron.config.checks import nearest_multiples
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.files import parse_run
+from calm_megatron.config.files import parse_run, to_tree
 from calm_megatron.config.schema import RunConfig
 
 COMMON = {"run": {"directory": "r"}, "data": {"data_path": "corpus", "seq_length": 64}, "train": {"train_iters": 100}}
@@ -123,6 +123,7 @@ CONTRADICTIONS = [
         },
         ["exponential needs optimizer.min_lr above 0"],
     ),
+    ("calm", {"evaluation.brier_pairs": 5}, ["brier_pairs = 5 needs 10 samples, model.head.num_samples = 8"]),
     ("ae", {"train.precision": "bf16"}, ["would sum gradients in bf16", "use parallel.zero_stage=1"]),
 ]
 
@@ -147,13 +148,17 @@ WORKING = [
     ("ae", {"train.global_batch_size": 8, "train.rampup_batch_size": [2, 2, 100]}),
     ("ae", {"optimizer.lr_warmup_iters": 1000}),  # constant: a warm-up that the run does not finish
     ("ae", {"optimizer.lr_decay_style": "WSD", "optimizer.lr_wsd_decay_iters": 50, "optimizer.lr_warmup_iters": 50}),
+    ("calm", {"evaluation.brier_pairs": 4}),
     ("ae", {"train.precision": "bf16", "parallel.zero_stage": 1}),
 ]
 
 
 @pytest.mark.parametrize(("model", "settings"), WORKING)
 def test_what_the_messages_advise_works(model: str, settings: dict[str, Any]) -> None:
-    run(model, settings)
+    written = to_tree(run(model, settings))
+    for name, value in settings.items():
+        section, key = name.split(".")
+        assert written[section][key] == value
 
 
 def test_all_contradictions_are_told_at_once() -> None:

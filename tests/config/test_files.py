@@ -95,6 +95,7 @@ def test_every_setting_is_written_out(load: Any) -> None:
     for name in setting_names(RunConfig, model_type="calm"):
         node = written
         for part in name.split("."):
+            assert part in node, name
             node = node[part]
 
 

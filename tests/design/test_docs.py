@@ -1,6 +1,7 @@
 """What the documentation says exists: links, commands, options, settings, files, and configs that load."""
 
 import ast
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from calm_megatron.config.docs import with_tables
-from calm_megatron.config.files import load_run, setting_names
+from calm_megatron.config.files import load_run, setting_names, to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
+from calm_megatron.data.sampler import BatchSchedule
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -19,9 +21,9 @@ MACHINES = sorted((ROOT / "examples" / "machines").glob("*.yaml"))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(r"^(?:run|model|data|optimizer|train|parallel|checkpoint|evaluation|logging)\.[a-z_0-9.]+(?==|$)")
-FILE = re.compile(r"^[\w./-]+\.(?:py|yaml|md|txt|toml)$")
+FILE = re.compile(r"^[\w./-]+\.(?:py|yaml|md|txt|toml|json|jsonl|html)$")
 PROGRAMS = ("python", "torchrun", "make")
-MADE_BY_RUNS = ("config.yaml", "requirements.txt")
+SOURCES = (".py", ".md")
 
 
 def page_name(page: Path) -> str:
@@ -86,7 +88,7 @@ def wrong_in_make(words: list[str]) -> Iterator[str]:
 
 def wrong_in_program(words: list[str]) -> Iterator[str]:
     if words[1] == "-m":
-        if not (ROOT / f"{words[2].replace('.', '/')}.py").is_file():
+        if importlib.util.find_spec(words[2]) is None:
             yield f"there is no module {words[2]}"
         return
     place = next((place for place, word in enumerate(words) if word.endswith(".py")), None)
@@ -128,6 +130,18 @@ def test_commands_can_be_typed(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pages
+def test_runs_that_are_shown_are_accepted(page: Path) -> None:
+    for words in commands(page):
+        place = next((place for place, word in enumerate(words) if word.startswith("pretrain_")), None)
+        if place is not None and "=" in " ".join(words):
+            files = [word for word in words[place + 1 :] if "=" not in word]
+            config = load_run([ROOT / file for file in files], [word for word in words[place + 1 :] if "=" in word])
+            ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
+            BatchSchedule(config.train.global_batch_size, None, config.train.micro_batch_size, ranks)
+            assert words[place] == ("pretrain_calm.py" if isinstance(config.model, CalmConfig) else "pretrain_ae.py")
+
+
 def test_the_readme_shows_every_step() -> None:
     shown = {word for words in commands(ROOT / "README.md") for word in words if word.endswith(".py")}
     steps = {"train_tokenizer", "preprocess_data", "evaluate", "generate", "report"}
@@ -139,8 +153,9 @@ def test_settings_and_files_that_are_named_exist(page: Path) -> None:
     known = set(setting_names(RunConfig))
     settings = [match.group() for code in inline_code(page) if (match := SETTING.match(code)) and not FILE.match(code)]
     assert not [name for name in settings if name not in known]
-    files = [code for code in inline_code(page) if FILE.match(code) and "/" in code and code.split("/")[0] != "runs"]
-    assert not [name for name in files if not (ROOT / name).exists()]
+    files = [code for code in inline_code(page) if FILE.match(code) and "/" in code and code.endswith(SOURCES)]
+    places = (ROOT, ROOT / "calm_megatron")
+    assert not [name for name in files if not any((place / name).is_file() for place in places)]
 
 
 def test_the_page_of_settings_is_what_the_schema_says() -> None:
@@ -161,8 +176,6 @@ def test_examples_load(model: Path, machine: Path) -> None:
 
 
 def test_the_saved_config_of_a_run_is_a_config_file(tmp_path: Path) -> None:
-    from calm_megatron.config.files import to_yaml
-
     config = load_run([MODELS[0], MACHINES[0]], ["run.directory=runs/x", "data.data_path=data/corpus"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_run([tmp_path / "config.yaml"]) == config

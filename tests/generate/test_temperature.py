@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
+from calm_megatron.generate.options import temperature_order
 from calm_megatron.generate.temperature import (
     combinations,
     select,
     select_index,
-    temperature_order,
     temperature_weights,
 )
 

@@ -1,0 +1,121 @@
+"""The table of names covers every weight once, and joining is undone by splitting."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calm_megatron.checkpoint import names
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
+from calm_megatron.model.calm import Calm
+from calm_megatron.parallel.grid import Grid
+
+CALM = CalmConfig(
+    autoencoder="in memory",
+    vocab_size=11,
+    patch_size=2,
+    latent_size=4,
+    num_layers=12,  # two digits
+    hidden_size=24,
+    ffn_hidden_size=20,
+    num_attention_heads=4,
+    num_query_groups=2,
+    head=EnergyHeadConfig(num_layers=11, noise_size=3),
+)
+
+
+@pytest.fixture(scope="module")
+def calm(grid: Grid) -> Calm:
+    """A model with many small layers."""
+    autoencoder = AutoencoderConfig(vocab_size=11, patch_size=2, latent_size=4, hidden_size=4, ffn_hidden_size=4)
+    model = Calm(CALM, FrozenAutoencoder(Autoencoder(autoencoder)))
+    model.initialise(seed=1)
+    return model
+
+
+def test_every_weight_has_one_entry(calm: Calm) -> None:
+    for name, _ in calm.named_parameters():
+        pattern = re.sub(r"\.\d+\.", ".{i}.", name)
+        assert [entry.ours for entry in names.CALM_ENTRIES].count(pattern) == 1, name
+        entry, _ = names.entry_of(name)
+        assert entry.ours == pattern
+
+
+def test_every_entry_serves_a_weight(calm: Calm) -> None:
+    patterns = {re.sub(r"\.\d+\.", ".{i}.", name) for name, _ in calm.named_parameters()}
+    assert {entry.ours for entry in names.CALM_ENTRIES} == patterns
+
+
+def test_official_names_belong_to_one_weight_each_and_have_its_numbers(calm: Calm) -> None:
+    seen: dict[str, str] = {}
+    for name, _ in calm.named_parameters():
+        for official in names.entry_of(name)[1]:
+            assert official not in seen, (name, seen.get(official))
+            seen[official] = name
+            ours, theirs = (re.findall(r"(?:layers|blocks)\.(\d+)\.", text) for text in (name, official))
+            assert ours == theirs
+    assert "transformer.layers.11.mlp.up_proj.weight" in seen
+
+
+@pytest.mark.parametrize("case", ["energy", "energy_k2"])
+def test_the_table_has_the_names_of_an_official_file(
+    golden: Callable[[str], Path], grid: Grid, case: str, calm: Calm
+) -> None:
+    weights = load_file(golden(case) / "model.safetensors")
+    official = {name for name in weights if not name.startswith(("ae_model.", "generative_head."))}
+    layers = {int(name.split(".")[2]) for name in official if name.startswith("transformer.layers.")}
+    ours = set()
+    for name, _ in calm.named_parameters():
+        numbers = re.findall(r"(?:layers|blocks)\.(\d+)\.", name)
+        limit = len(layers) if name.startswith("layers.") else 2
+        if not numbers or int(numbers[0]) < limit:
+            ours |= set(names.entry_of(name)[1])
+    assert ours == official
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    for name in ("layers.x.mlp.linear_fc2.weight", "layers.1.mlp.linear_fc2.weight.more", "lm_head.weight"):
+        with pytest.raises(KeyError):
+            names.entry_of(name)
+
+
+@pytest.mark.parametrize("groups", [None, 1, 2, 4])
+def test_splitting_undoes_joining_of_grouped_queries(groups: int | None) -> None:
+    config = dataclasses.replace(CALM, num_query_groups=groups)
+    heads, head_size, kept = 4, 6, groups or 4
+    query, key, value = torch.randn(24, 5), torch.randn(kept * head_size, 5), torch.randn(kept * head_size, 5)
+    joined = names.join([query, key, value], "groups", config)
+    parts = names.split(joined, "groups", config)
+    assert all(torch.equal(part, whole) for part, whole in zip(parts, (query, key, value), strict=True))
+    # Each group lies together: its heads of queries, its key, its value.
+    for group, rows in enumerate(joined.chunk(kept)):
+        own = heads // kept * head_size
+        assert torch.equal(rows[:own], query[group * own : (group + 1) * own])
+        assert torch.equal(rows[own : own + head_size], key[group * head_size : (group + 1) * head_size])
+        assert torch.equal(rows[own + head_size :], value[group * head_size : (group + 1) * head_size])
+
+
+def test_splitting_undoes_stacking() -> None:
+    gate, up = torch.randn(5, 3), torch.randn(5, 3)
+    joined = names.join([gate, up], "stack", CALM)
+    assert torch.equal(joined, torch.cat([gate, up]))
+    assert all(torch.equal(a, b) for a, b in zip(names.split(joined, "stack", CALM), (gate, up), strict=True))
+    assert names.split(gate, "same", CALM) == [gate] and names.join([gate], "same", CALM) is gate
+
+
+def test_weights_come_back_from_their_official_parts(calm: Calm) -> None:
+    official = {}
+    for name, weight in calm.named_parameters():
+        entry, parts = names.entry_of(name)
+        official |= dict(zip(parts, names.split(weight.detach(), entry.join, CALM), strict=True))
+    ours = names.from_official(official, (name for name, _ in calm.named_parameters()), CALM)
+    for name, weight in calm.named_parameters():
+        assert torch.equal(ours[name], weight), name
+    del official["transformer.layers.3.self_attn.k_proj.weight"]
+    with pytest.raises(KeyError, match=r"transformer\.layers\.3\.self_attn\.k_proj\.weight"):
+        names.from_official(official, (name for name, _ in calm.named_parameters()), CALM)
