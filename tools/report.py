@@ -1,10 +1,11 @@
-"""Make `report.html` of an autoencoder run, a CALM run, or both, from the files in their folders."""
+"""Make `report.html` of an autoencoder run, a CALM run, or both, and `summary.json` of both, from their files."""
 
 import argparse
 from pathlib import Path
 
 from calm_megatron.config.errors import UserError, run_command_line
 from calm_megatron.telemetry.report import write_report
+from calm_megatron.telemetry.summary import build_summary, write_summary
 
 
 def main() -> None:
@@ -40,6 +41,10 @@ def main() -> None:
         title=options.title,
     )
     print(f"wrote {path}")
+    if options.autoencoder and options.calm:
+        summary = options.output / "summary.json"
+        write_summary(summary, build_summary(options.autoencoder, options.calm))
+        print(f"wrote {summary}")
 
 
 def _name_and_text(row: str) -> tuple[str, str]:

@@ -123,8 +123,7 @@ def _calm_tiles(run: RunFolder | None) -> list[Tile]:
     if run is None:
         return []
     tiles = []
-    if run.evaluation is not None:
-        found = run.evaluation
+    if (found := run.score) is not None:
         tiles.append(Tile("BrierLM", f"{found['brierlm']:.2f}", f"{_level(found)} interval: {_interval(found)}"))
     if run.log is not None and (speed := median_throughput(run.log)) is not None:
         tiles.append(Tile("Training throughput", f"{formats.count(speed)}", "tokens a second, CALM, median"))
@@ -210,13 +209,13 @@ def _calm_section(run: RunFolder | None) -> dict[str, Any] | None:
 
 def _score_section(run: RunFolder | None) -> dict[str, Any] | None:
     """BrierLM beside its baselines: the chart, and a table with the four orders."""
-    if run is None or run.evaluation is None:
+    if run is None or (score := run.score) is None:
         return None
-    models = {"this model": run.evaluation} | dict(run.baselines)
+    models = {"this model": score} | dict(run.baselines)
     return {
         "charts": _marked(report_charts.score(run, models)),
-        "level": _level(run.evaluation),
-        "tokens": f"{run.evaluation['tokens']:,}" if "tokens" in run.evaluation else None,
+        "level": _level(score),
+        "tokens": f"{score['tokens']:,}" if "tokens" in score else None,
         "rows": [
             (name, f"{found['brierlm']:.2f}", _interval(found), [f"{value:.5f}" for value in found["brier"]])
             for name, found in models.items()

@@ -13,7 +13,7 @@ from calm_megatron.telemetry.run_log import FILE_NAME, RunLog, read_log
 
 Task = Literal["autoencoder", "calm"]
 _SCORE = ("brierlm", "brierlm_low", "brierlm_high", "brier")
-_NEEDED = {"autoencoder": ("token_accuracy_sample", "token_accuracy_mean", "latent_size"), "calm": _SCORE}
+_NEEDED = {"autoencoder": ("token_accuracy_sample", "token_accuracy_mean", "latent_size"), "calm": ("loss",)}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ class RunFolder:
     baselines: Mapping[str, Mapping[str, Any]]
     """Scores of models that CALM must beat, by name: `untrained`, `unigram`."""
     samples: tuple[Mapping[str, Any], ...]
+
+    @property
+    def score(self) -> Mapping[str, Any] | None:
+        """The evaluation, if BrierLM and its interval are in it; there are none for K < 4 or a single sequence."""
+        found = self.evaluation or {}
+        return found if all(found.get(name) is not None for name in _SCORE) else None
 
     def setting(self, section: str, name: str) -> Any:
         """A value of the run's config, or none."""

@@ -28,7 +28,9 @@ def build_summary(autoencoder_run: Path, calm_run: Path) -> dict[str, Any]:
     """
     autoencoder, calm = read_run("autoencoder", autoencoder_run), read_run("calm", calm_run)
     autoencoder_log, calm_log = _log(autoencoder), _log(calm)
-    reconstruction, score = _evaluation(autoencoder), _evaluation(calm)
+    reconstruction, score = _evaluation(autoencoder), calm.score or _evaluation(calm)
+    if calm.score is None:
+        raise UserError("the evaluation of the calm run gives no BrierLM", str(calm_run), "score more text, with K >= 4")
     return {
         "ae_token_accuracy": reconstruction["token_accuracy_sample"],
         "ae_token_accuracy_mean": reconstruction["token_accuracy_mean"],

@@ -1,7 +1,6 @@
 """The training loop, the same for every model. Read this first."""
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from calm_megatron.data.sampler import BatchSchedule
 from calm_megatron.model.initialise import count_parameters
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
+from calm_megatron.telemetry.files import write_atomically
+from calm_megatron.telemetry.report import write_report
 from calm_megatron.telemetry.writers import Telemetry
 from calm_megatron.train.engine import Engine
 from calm_megatron.train.stop import StopSignal
@@ -98,12 +99,17 @@ def _validate(task: Task, engine: Engine, split: str, eval_iters: int) -> dict[s
 
 
 def _finish(task: Task, engine: Engine, config: RunConfig, telemetry: Telemetry, directory: Path) -> None:
-    """The last validation: logged, and for programs in `evaluation.json`."""
+    """The last validation: logged, for programs in `evaluation.json`, and for people in `report.html`."""
     scores = _validate(task, engine, "valid", config.evaluation.final_eval_iters)
     telemetry.validation(config.train.train_iters, _numbers(scores))
     if engine.grid.is_main:
         text = json.dumps({"step": config.train.train_iters, **scores}, indent=2)
-        _write(directory / "evaluation.json", text + "\n")
+        write_atomically(directory / "evaluation.json", f"{text}\n".encode())
+        is_calm = isinstance(config.model, CalmConfig)
+        report = write_report(
+            directory, autoencoder_run=None if is_calm else directory, calm_run=directory if is_calm else None
+        )
+        telemetry.event("report", f"wrote {report}")
 
 
 def _numbers(scores: dict[str, object]) -> dict[str, float]:
@@ -115,7 +121,7 @@ def _describe_run(directory: Path, config: RunConfig, data: DataSplits) -> None:
     """Put config and tokenizer into the run folder, so that it stands for itself."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / "config.yaml", to_yaml(config))
+        write_atomically(directory / "config.yaml", to_yaml(config).encode())
         source = data.tokenizer_path
         for file in [source] if source.is_file() else source.glob("*.json"):
             (directory / "tokenizer").mkdir(exist_ok=True)
@@ -132,9 +138,3 @@ def _machine(engine: Engine, grid: Grid) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

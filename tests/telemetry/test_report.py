@@ -154,7 +154,7 @@ def test_exchanged_runs_are_refused(autoencoder_run: Path, calm_run: Path, tmp_p
     [
         ("evaluation.json", "{", "not valid JSON"),
         ("config.yaml", "a: [", "not valid YAML"),
-        ("evaluation.json", '{"task": "calm"}', "no brierlm"),
+        ("evaluation.json", '{"task": "calm"}', "no loss"),
     ],
 )
 def test_damaged_files_are_refused(name: str, content: str, said: str, calm_run: Path, tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """DeepSpeed understands what we tell it, and takes it as we mean it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from deepspeed.runtime.config import DeepSpeedConfig
 
 from calm_megatron.config.deepspeed_json import deepspeed_json
 from calm_megatron.config.files import parse_run
 from calm_megatron.parallel.grid import Grid
 
+if TYPE_CHECKING:
+    from deepspeed.runtime.config import DeepSpeedConfig
 
-def parsed(zero_stage: int, precision: str = "fp32", clip_grad: float = 0.7) -> DeepSpeedConfig:
+def parsed(zero_stage: int, precision: str = "fp32", clip_grad: float = 0.7) -> "DeepSpeedConfig":
     """DeepSpeed's own reading of the settings of a run."""
+    from deepspeed.runtime.config import DeepSpeedConfig  # takes seconds
+
     tree: dict[str, Any] = {
         "run": {"directory": "r"},
         "model": {"type": "autoencoder", "vocab_size": 20},

@@ -1,5 +1,6 @@
 """The learning rate of every step of every style."""
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def test_after_the_warm_up_it_never_rises_and_never_leaves_its_bounds(style: str
     all_rates = rates(lr_decay_style=style, lr_warmup_iters=warmup, **STYLES[style])
     after = all_rates[max(warmup - 1, 0) :]
     assert max(all_rates) == LR == after[0]
-    assert all(later <= earlier for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(after))
     assert min(after) >= min(MIN_LR, after[0])
 
 
@@ -63,7 +64,7 @@ def test_linear_is_a_line_from_the_end_of_the_warm_up() -> None:
     line = rates(lr_decay_style="linear", lr_warmup_iters=20, min_lr=MIN_LR)
     assert line[20] == pytest.approx(LR)
     assert line[60] == pytest.approx((LR + MIN_LR) / 2)
-    steps = {round(later - earlier, 12) for earlier, later in zip(line[20:], line[21:], strict=False)}
+    steps = {round(later - earlier, 12) for earlier, later in itertools.pairwise(line[20:])}
     assert steps == {round(-(LR - MIN_LR) / 80, 12)}
 
 
