@@ -4,7 +4,7 @@ Sums and counts are added up over ranks before any mean is taken, and all noise 
 do not depend on the layout. Under ZeRO-3 all ranks must call these functions together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,10 +36,10 @@ class EvaluationPlan:
     grid: Grid
     streams: RandomStreams
 
-    def batches(self) -> list[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """This rank's share."""
         ranks = self.grid.data_parallel_size
-        return list(evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences))
+        return evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in place."""

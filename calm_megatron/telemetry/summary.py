@@ -30,7 +30,8 @@ def build_summary(autoencoder_run: Path, calm_run: Path) -> dict[str, Any]:
     autoencoder_log, calm_log = _log(autoencoder), _log(calm)
     reconstruction, score = _evaluation(autoencoder), calm.score or _evaluation(calm)
     if calm.score is None:
-        raise UserError("the evaluation of the calm run gives no BrierLM", str(calm_run), "score more text, with K >= 4")
+        what = "the evaluation of the calm run gives no BrierLM with an interval"
+        raise UserError(what, str(calm_run), "score more text, with K of 4 or more")
     return {
         "ae_token_accuracy": reconstruction["token_accuracy_sample"],
         "ae_token_accuracy_mean": reconstruction["token_accuracy_mean"],

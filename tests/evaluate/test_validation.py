@@ -4,25 +4,25 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from calm_megatron.checkpoint.load import load_autoencoder, load_calm, saved_config
-from calm_megatron.config.schema import AutoencoderConfig, EvaluationConfig
-from calm_megatron.data.loader import DataSplits
+from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EvaluationConfig
+from calm_megatron.data.loader import DataSplits, read_batch
 from calm_megatron.data.patching import PatchedDataset
-from calm_megatron.evaluate.brier import brierlm
 from calm_megatron.evaluate.validation import (
     AutoencoderScores,
-    CalmScores,
     EvaluationPlan,
     validate_autoencoder,
     validate_calm,
 )
-from calm_megatron.model.autoencoder import Autoencoder
+from calm_megatron.model.autoencoder import Autoencoder, AutoencoderNoise, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
+from calm_megatron.model.initialise import initialise
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 
@@ -32,9 +32,17 @@ Plan = Callable[..., EvaluationPlan]
 
 
 @pytest.fixture(scope="module")
-def autoencoder(runs: Path) -> Autoencoder:
-    """The run's autoencoder; its decoder is made to know some tokens, so that accuracies differ from zero."""
-    return load_autoencoder(runs / "ae")
+def autoencoder(runs: Path, dataset: PatchedDataset) -> Autoencoder:
+    """The run's autoencoder after some training, so that accuracies lie between zero and one."""
+    model = load_autoencoder(runs / "ae")
+    ids_RK = read_batch(dataset, range(16)).ids_BT.view(-1, K)
+    streams = RandomStreams(SEED, torch.device("cpu"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(40):
+        optimizer.zero_grad()
+        model(ids_RK, AutoencoderNoise.draw(model.config, streams, step, range(16), P)).loss.backward()
+        optimizer.step()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +170,18 @@ def equal_so_far(left: list[int], right: list[int]) -> list[int]:
     return [int(left[:n] == right[:n]) for n in (1, 2, 3, 4)]
 
 
+class CountedCalm(NamedTuple):
+    """CALM's scores by plain loops."""
+
+    spread: float
+    distance: float
+    brier: list[float]
+    patches: int
+
+
 @torch.no_grad()
-def counted_calm(model: Calm, dataset: PatchedDataset, sequences: int, masked: bool) -> CalmScores:
-    """The scores by loops over sequences, patches and pairs of points; `brier` alone is filled in of its scores."""
+def counted_calm(model: Calm, dataset: PatchedDataset, sequences: int, masked: bool) -> CountedCalm:
+    """One loop over sequences and patches, all pairs of points in float64."""
     streams = RandomStreams(SEED, torch.device("cpu"))
     head = model.config.head
     N, M, n, Z = head.num_samples, head.num_target_samples, head.noise_size, model.config.latent_size
@@ -177,32 +194,90 @@ def counted_calm(model: Calm, dataset: PatchedDataset, sequences: int, masked: b
         uniform_PNn = streams.uniform("evaluation head", 0, [number], (P - 1, N, n))[0] - 0.5
         normal_PMZ = streams.normal("evaluation target", 0, [number], (P - 1, M, Z))[0]
         for patch in range(1, P):
-            target = ids_1T[0, patch * K : (patch + 1) * K]
-            mean_1Z, log_std_1Z = model.autoencoder.encode(target[None])
-            samples_NZ = model.head.sample(hidden_PH[patch - 1][None], uniform_PNn[patch - 1][:, None])[:, 0].double()
+            target_K = ids_1T[0, patch * K : (patch + 1) * K]
+            mean_1Z, log_std_1Z = model.autoencoder.encode(target_K[None])
+            samples_NZ = model.head.sample(hidden_PH[patch - 1][None], uniform_PNn[patch - 1][:, None])[:, 0]
             targets_MZ = (mean_1Z + normal_PMZ[patch - 1] * log_std_1Z.exp()).double()
-            spreads.append(float(torch.cdist(samples_NZ, samples_NZ).sum()) / (N * (N - 1)))
-            distances.append(float(torch.cdist(samples_NZ, targets_MZ).mean()))
-            first, second = model.autoencoder.tokens(samples_NZ[:2].float()).tolist()
-            parts = (equal_so_far(first, target.tolist()), equal_so_far(second, target.tolist()))
-            brier.append([a + b - c for a, b, c in zip(*parts, equal_so_far(first, second), strict=True)])
-    spread, distance = (sum(values) / len(values) for values in (spreads, distances))
-    terms_O = torch.tensor(brier).double().mean(dim=0)
-    score = validate_brier(terms_O.tolist())
-    return CalmScores(2 * distance - spread, spread, distance, len(spreads), score)
-
-
-def validate_brier(brier: list[float]):  # noqa: ANN201 - a stand-in of the right shape for the comparison below
-    import numpy as np
-
-    from calm_megatron.evaluate.brier import BrierScore
-
-    return BrierScore(
-        brier=tuple(brier),
-        brierlm=float(brierlm(np.array(brier))),
-        low=None,
-        high=None,
-        confidence=0.95,
-        patches=0,
-        sequences=0,
+            spreads.append(float(torch.cdist(samples_NZ.double(), samples_NZ.double()).sum()) / (N * (N - 1)))
+            distances.append(float(torch.cdist(samples_NZ.double(), targets_MZ).mean()))
+            first, second = model.autoencoder.tokens(samples_NZ[:2]).tolist()
+            target = target_K.tolist()
+            brier.append([
+                int(first[:count] == target[:count])
+                + int(second[:count] == target[:count])
+                - int(first[:count] == second[:count])
+                for count in (1, 2, 3, 4)
+            ])  # fmt: skip
+    rows = len(brier)
+    return CountedCalm(
+        sum(spreads) / rows, sum(distances) / rows, [sum(row) / rows for row in zip(*brier, strict=True)], rows
     )
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("sequences", [None, 5])
+def test_calm_scores_are_those_of_plain_counting(
+    calm: Calm, dataset: PatchedDataset, plan: Plan, sequences: int | None, masked: bool
+) -> None:
+    expected = counted_calm(calm, dataset, sequences or dataset.sequences_per_epoch, masked)
+    scores = validate_calm(calm, plan(sequences=sequences), masked, EvaluationConfig())
+    assert any(expected.brier)
+    assert scores.brier is not None
+    assert scores.brier.brier == pytest.approx(expected.brier, abs=1e-12)
+    assert (scores.patches, scores.brier.patches) == (expected.patches, expected.patches)
+    assert scores.spread == pytest.approx(expected.spread, rel=1e-5)
+    assert scores.distance == pytest.approx(expected.distance, rel=1e-5)
+    assert scores.loss == pytest.approx(2 * expected.distance - expected.spread, rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_mask_of_documents_shows(calm: Calm, plan: Plan) -> None:
+    masked, open_ = (validate_calm(calm, plan(), masked, EvaluationConfig()) for masked in (True, False))
+    assert masked.loss != pytest.approx(open_.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 1000])
+def test_calm_scores_do_not_depend_on_the_micro_batch(calm: Calm, plan: Plan, micro_batch_size: int) -> None:
+    expected = validate_calm(calm, plan(), True, EvaluationConfig())
+    scores = validate_calm(calm, plan(micro_batch_size), True, EvaluationConfig())
+    assert scores.brier == expected.brier  # whole numbers: exactly
+    for name in ("loss", "spread", "distance"):
+        assert getattr(scores, name) == pytest.approx(getattr(expected, name), rel=1e-5)
+
+
+def test_more_pairs_average_over_disjoint_samples(calm: Calm, plan: Plan) -> None:
+    """The mean over four pairs is the mean of what each pair gives alone."""
+    several = validate_calm(calm, plan(), True, EvaluationConfig(brier_pairs=4)).brier
+    singles = []
+    for pair in range(4):
+        shifted = Calm(calm.config, calm.autoencoder)
+        shifted.load_state_dict(calm.state_dict())
+        sample = calm.head.sample
+        shifted.head.sample = lambda hidden, noise, pair=pair: sample(hidden, noise.roll(-2 * pair, dims=0))
+        brier = validate_calm(shifted.eval(), plan(), True, EvaluationConfig()).brier
+        assert brier is not None
+        singles.append(brier.brier)
+    assert several is not None
+    assert several.brier == pytest.approx([sum(row) / 4 for row in zip(*singles, strict=True)])
+    assert len(set(singles)) > 1
+
+
+def test_the_level_of_the_interval_is_the_one_asked_for(calm: Calm, plan: Plan) -> None:
+    brier = validate_calm(calm, plan(), True, EvaluationConfig(confidence=0.5)).brier
+    assert brier is not None and brier.confidence == 0.5
+
+
+def test_short_patches_have_no_brier(runs: Path, grid: Grid) -> None:
+    config = saved_config(runs / "calm")
+    assert isinstance(config.model, CalmConfig)
+    sizes = {"vocab_size": config.model.vocab_size, "patch_size": 2, "latent_size": 8}
+    autoencoder = Autoencoder(AutoencoderConfig(hidden_size=16, ffn_hidden_size=16, **sizes))
+    initialise(autoencoder, seed=1, std=0.3)
+    model = Calm(dataclasses.replace(config.model, patch_size=2), FrozenAutoencoder(autoencoder))
+    initialise(model, seed=1, std=0.3)
+    data = DataSplits.open(config.data, patch_size=2, seed=SEED, vocab_size=config.model.vocab_size)
+    assert data.valid is not None
+    plan = EvaluationPlan(data.valid, 4, None, grid, RandomStreams(SEED, grid.device))
+    scores = validate_calm(model.eval(), plan, True, EvaluationConfig())
+    assert scores.brier is None
+    assert scores.patches == data.valid.sequences_per_epoch * 15

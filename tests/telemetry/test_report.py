@@ -196,7 +196,7 @@ def test_the_command_line(autoencoder_run: Path, calm_run: Path, tmp_path: Path)
         str(tmp_path),
     ]
     done = subprocess.run([*command, "--about", "Corpus=plays"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"wrote {tmp_path / 'report.html'}"
+    assert done.stdout.splitlines() == [f"wrote {tmp_path / name}" for name in ("report.html", "summary.json")]
     assert "plays" in (tmp_path / "report.html").read_text()
     failed = subprocess.run([*command, "--about", "plays"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert failed.returncode == 2

@@ -11,6 +11,7 @@ from calm_megatron.parallel.grid import Grid
 if TYPE_CHECKING:
     from deepspeed.runtime.config import DeepSpeedConfig
 
+
 def parsed(zero_stage: int, precision: str = "fp32", clip_grad: float = 0.7) -> "DeepSpeedConfig":
     """DeepSpeed's own reading of the settings of a run."""
     from deepspeed.runtime.config import DeepSpeedConfig  # takes seconds

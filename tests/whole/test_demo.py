@@ -11,7 +11,8 @@ from tests.small_runs import ROOT
 SHORT = {
     "autoencoder": [
         "model.hidden_size=32", "model.ffn_hidden_size=64", "model.latent_size=16", "data.seq_length=64",
-        "data.split='80,10,10'", "train.train_iters=30", "optimizer.lr_warmup_iters=5", "optimizer.lr_wsd_decay_iters=10",
+        "data.split='80,10,10'", "train.train_iters=30", "optimizer.lr_warmup_iters=5",
+        "optimizer.lr_wsd_decay_iters=10",
         "evaluation.eval_interval=10", "evaluation.eval_iters=2",
     ],
     "calm": [
