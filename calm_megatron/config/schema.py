@@ -202,6 +202,10 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """How the model is spread over ranks; data parallelism takes what is left of the world."""
 
+    tensor_model_parallel_size: PositiveInt = 1
+    """CALM: ranks that share each layer's matrices and the samples of the head."""
+    sequence_parallel: Switch = False
+    """Between the matrices, share the sequence among the tensor ranks too."""
     zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     distributed_timeout_minutes: PositiveFloat = 10.0

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from calm_megatron.config.schema import CalmConfig
 from calm_megatron.model.norms import RMSNorm
+from calm_megatron.parallel.tensor_ranks import TensorRanks
 
 
-def transformer_config(config: CalmConfig, dtype: torch.dtype = torch.float32) -> TransformerConfig:
+def transformer_config(config: CalmConfig, dtype: torch.dtype, ranks: TensorRanks) -> TransformerConfig:
     """megatron-core's view of the backbone: Llama's layer (RMSNorm, RoPE, SwiGLU, grouped queries, no biases)."""
     return TransformerConfig(
         num_layers=config.num_layers,
@@ -37,6 +38,8 @@ def transformer_config(config: CalmConfig, dtype: torch.dtype = torch.float32) -
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         apply_rope_fusion=False,
+        tensor_model_parallel_size=ranks.size,
+        sequence_parallel=ranks.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,

@@ -30,7 +30,9 @@ from calm_megatron.model.heads.energy import EnergyHead
 from calm_megatron.model.initialise import initialise
 from calm_megatron.model.norms import RMSNorm
 from calm_megatron.model.patch_embedding import PatchEmbedding
+from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.random_streams import RandomStreams
+from calm_megatron.parallel.tensor_ranks import TensorRanks
 
 
 class CalmNoise(NamedTuple):
@@ -83,30 +85,32 @@ class Calm(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
+        ranks: TensorRanks | None = None,
     ) -> None:
         super().__init__()
         check_autoencoder(config, autoencoder.config)
-        core = transformer_config(config, dtype)
+        self.ranks = ranks or TensorRanks()
+        self.sharding = Sharding(config, self.ranks.rank, self.ranks.size)
+        core = transformer_config(config, dtype, self.ranks)
         self.config = config
         self.autoencoder = autoencoder
         self.recompute = recompute
-        self.patch_embedding = PatchEmbedding(config, core)
+        self.patch_embedding = PatchEmbedding(config, core, self.ranks)
         spec = layer_spec()
         self.layers = nn.ModuleList(
             spec.module(core, spec.submodules, layer_number=number) for number in range(1, config.num_layers + 1)
         )
         self.final_norm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
         self.head = EnergyHead(config)
+        self._sum_partial_gradients()
         self.to(dtype)
 
     def initialise(self, seed: int) -> None:
         """Draw the initial weights; the head's last layer and the pad token's row start at zero."""
         zero = ("head.output.linear_out.weight", "head.output.linear_out.bias")
-        initialise(self, seed, self.config.init_method_std, zero)
-        embedding = self.patch_embedding.embedding
-        if embedding is not None and embedding.pad_id is not None:
-            with torch.no_grad():
-                embedding.tokens.weight[embedding.pad_id].zero_()
+        initialise(self, seed, self.config.init_method_std, zero, self.sharding)
+        if self.patch_embedding.embedding is not None:
+            self.patch_embedding.embedding.zero_pad_row()
 
     def new_cache(self, batch_size: int, max_patches: int) -> KVCache:
         """An empty cache for generation."""
@@ -134,8 +138,7 @@ class Calm(nn.Module):
                     hidden_PBH = _run_layer(layer, hidden_PBH, mask, rotary)
         if cache:
             cache.advance(patches)
-        output: Tensor = self.final_norm(hidden_PBH).transpose(0, 1)
-        return output
+        return self.ranks.to_partial_work(self.final_norm(hidden_PBH)).transpose(0, 1)
 
     def forward(
         self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
@@ -156,16 +159,34 @@ class Calm(nn.Module):
             kept_BP: False leaves a patch out; none keeps all.
         """
         K = self.config.patch_size
-        before = None if documents_BP is None else documents_BP[:, :-1]
-        hidden_RH = self.hidden_states(ids_BT[:, :-K], before).flatten(0, 1)
+        hidden_RH = self._hidden_before_each_target(ids_BT, documents_BP).flatten(0, 1)
         target_ids_RK = ids_BT[:, K:].unflatten(1, (-1, K)).flatten(0, 1)
         if kept_BP is not None:
             kept_R = kept_BP[:, 1:].flatten()
             hidden_RH, target_ids_RK = hidden_RH[kept_R], target_ids_RK[kept_R]
         mean_RZ, log_std_RZ = self.autoencoder.encode(target_ids_RK, for_training=self.training)
-        samples_NRZ = self.head.sample(hidden_RH, noise.head_uniform_NRn)
+        # Each tensor rank draws its share of the samples with its copy of the head; samples, not activations, travel.
+        own_noise_NRn = self.ranks.own_rows(noise.head_uniform_NRn)
+        samples_NRZ = self.ranks.gather_samples(self.head.sample(hidden_RH, own_noise_NRn))
         beta = self.config.head.beta
         return energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise.target_normal_MRZ, beta), samples_NRZ
+
+    def _hidden_before_each_target(self, ids_BT: Tensor, documents_BP: Tensor | None) -> Tensor:
+        """Hidden states (B, P - 1, H) of all patches but the last."""
+        if self.ranks.sequence_parallel:
+            # P divides among the ranks, P - 1 does not; the last patch changes nothing before it.
+            return self.hidden_states(ids_BT, documents_BP)[:, :-1]
+        before = None if documents_BP is None else documents_BP[:, :-1]
+        return self.hidden_states(ids_BT[:, : -self.config.patch_size], before)
+
+    def _sum_partial_gradients(self) -> None:
+        """Weights of which every tensor rank has a copy, but uses it for its own samples or its own part of the sequence."""
+        copies = list(self.head.parameters())
+        if self.ranks.sequence_parallel:
+            norms = (module for module in self.modules() if isinstance(module, RMSNorm))
+            copies += [norm.weight for norm in norms]
+        for weight in copies:
+            self.ranks.sum_gradients(weight)
 
     def _input(self, ids_BT: Tensor) -> Tensor:
         if self.config.input == "tokens":

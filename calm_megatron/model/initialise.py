@@ -5,17 +5,21 @@ import math
 import torch
 from torch import nn
 
+from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.random_streams import initial_normal
 
 
-def initialise(module: nn.Module, seed: int, std: float, zero: tuple[str, ...] = ()) -> None:
+def initialise(
+    module: nn.Module, seed: int, std: float, zero: tuple[str, ...] = (), sharding: Sharding | None = None
+) -> None:
     """Set all weights as the official code does: matrices N(0, std^2), biases 0, norm weights 1.
 
     Args:
-        module: the whole model, uncut.
+        module: the model, or this tensor rank's part of it.
         seed: the run's.
         std: standard deviation of the matrices.
         zero: names of parameters that start at 0.
+        sharding: how the tensor ranks cut the weights; none for a whole model.
     """
     unknown = set(zero) - {name for name, _ in module.named_parameters()}
     if unknown:
@@ -27,7 +31,9 @@ def initialise(module: nn.Module, seed: int, std: float, zero: tuple[str, ...] =
             elif weight.dim() == 1:
                 weight.fill_(1.0)
             else:
-                weight.copy_(initial_normal(seed, name, weight.shape) * std)
+                shape = sharding.whole_shape(name, weight.shape) if sharding else weight.shape
+                whole = initial_normal(seed, name, shape) * std
+                weight.copy_(sharding.part(name, whole) if sharding else whole)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -24,6 +24,9 @@ class Grid:
     data_parallel_size: int
     device: torch.device
     data_group: dist.ProcessGroup
+    tensor_rank: int = 0
+    tensor_size: int = 1
+    tensor_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -36,8 +39,12 @@ def environment_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start(timeout_minutes: float = 10.0) -> Grid:
+def start(timeout_minutes: float = 10.0, tensor_size: int = 1) -> Grid:
     """Join the process groups of this run; without a launcher (torchrun, srun) a world of one rank.
+
+    Args:
+        timeout_minutes: how long to wait for the other ranks.
+        tensor_size: ranks that share the model's matrices: neighbours, as they talk the most.
 
     Raises:
         UserError: when the other ranks do not answer.
@@ -48,8 +55,12 @@ def start(timeout_minutes: float = 10.0) -> Grid:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(timedelta(minutes=timeout_minutes))
+    if parallel_state.model_parallel_is_initialized():
+        if parallel_state.get_tensor_model_parallel_world_size() != tensor_size:
+            parallel_state.destroy_model_parallel()
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+        parallel_state.initialize_model_parallel(tensor_size, create_gloo_process_groups=False)
+        cpu_backend.use_cpu_memory_buffer()
     return Grid(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -57,6 +68,9 @@ def start(timeout_minutes: float = 10.0) -> Grid:
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         device=device,
         data_group=parallel_state.get_data_parallel_group(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
     )
 
 

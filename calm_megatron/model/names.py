@@ -1,4 +1,4 @@
-"""One table of weights: our name, the official name or names, and how they are joined.
+"""One table of weights: our name, the official name or names, how they are joined, and how tensor ranks cut them.
 
 An entry with several official names joins them into one matrix of ours: `stack` puts them one after the other (gate
 and up of the feed-forward layer), `groups` interleaves query, key and value rows per query group, as megatron-core
@@ -16,6 +16,7 @@ from torch import Tensor
 from calm_megatron.config.schema import CalmConfig
 
 Join = Literal["same", "stack", "groups"]
+Cut = Literal["whole", "rows", "columns"]
 
 
 @dataclass(frozen=True)
@@ -25,34 +26,44 @@ class Entry:
     ours: str
     official: tuple[str, ...]
     join: Join = "same"
+    cut: Cut = "whole"
+    """How tensor ranks share it: output rows, input columns, or a copy each."""
 
 
-def _both(ours: str, official: str) -> tuple[Entry, Entry]:
-    return Entry(f"{ours}.weight", (f"{official}.weight",)), Entry(f"{ours}.bias", (f"{official}.bias",))
+def _both(ours: str, official: str, weight: Cut = "whole", bias: Cut = "whole") -> tuple[Entry, Entry]:
+    return (
+        Entry(f"{ours}.weight", (f"{official}.weight",), cut=weight),
+        Entry(f"{ours}.bias", (f"{official}.bias",), cut=bias),
+    )
 
 
+EMBEDDING = "patch_embedding.embedding.tokens.weight"
 _LAYER, _OFFICIAL_LAYER = "layers.{i}", "transformer.layers.{i}"
 _BLOCK, _OFFICIAL_BLOCK = "head.blocks.{i}", "mlp_generator.mlp_blocks.{i}"
 
 CALM_ENTRIES: tuple[Entry, ...] = (
-    Entry("patch_embedding.embedding.tokens.weight", ("transformer.embed_tokens.weight",)),
-    *_both("patch_embedding.compression.linear_in", "embed_proj.0"),
-    *_both("patch_embedding.compression.linear_out", "embed_proj.2"),
+    Entry(EMBEDDING, ("transformer.embed_tokens.weight",), cut="rows"),
+    *_both("patch_embedding.compression.linear_in", "embed_proj.0", weight="rows", bias="rows"),
+    *_both("patch_embedding.compression.linear_out", "embed_proj.2", weight="columns"),
     *_both("patch_embedding.compression.norm", "embed_proj.3"),
     Entry(f"{_LAYER}.input_layernorm.weight", (f"{_OFFICIAL_LAYER}.input_layernorm.weight",)),
     Entry(
         f"{_LAYER}.self_attention.linear_qkv.weight",
         tuple(f"{_OFFICIAL_LAYER}.self_attn.{name}_proj.weight" for name in "qkv"),
         "groups",
+        "rows",
     ),
-    Entry(f"{_LAYER}.self_attention.linear_proj.weight", (f"{_OFFICIAL_LAYER}.self_attn.o_proj.weight",)),
+    Entry(
+        f"{_LAYER}.self_attention.linear_proj.weight", (f"{_OFFICIAL_LAYER}.self_attn.o_proj.weight",), cut="columns"
+    ),
     Entry(f"{_LAYER}.pre_mlp_layernorm.weight", (f"{_OFFICIAL_LAYER}.post_attention_layernorm.weight",)),
     Entry(
         f"{_LAYER}.mlp.linear_fc1.weight",
         (f"{_OFFICIAL_LAYER}.mlp.gate_proj.weight", f"{_OFFICIAL_LAYER}.mlp.up_proj.weight"),
         "stack",
+        "rows",
     ),
-    Entry(f"{_LAYER}.mlp.linear_fc2.weight", (f"{_OFFICIAL_LAYER}.mlp.down_proj.weight",)),
+    Entry(f"{_LAYER}.mlp.linear_fc2.weight", (f"{_OFFICIAL_LAYER}.mlp.down_proj.weight",), cut="columns"),
     Entry("final_norm.weight", ("transformer.norm.weight",)),
     *_both("head.input.noise_embd", "mlp_generator.noise_embd"),
     *_both("head.input.hidden_embd", "mlp_generator.hidden_embd"),
