@@ -63,20 +63,18 @@ def dataset(runs: Path) -> PatchedDataset:
 
 @pytest.fixture(scope="module")
 def plan(dataset: PatchedDataset, grid: Grid) -> Plan:
-    """Makes plans over the validation set."""
+    """Makes plans over the validation set; over its beginning unless told otherwise."""
 
-    def build(micro_batch_size: int = 4, sequences: int | None = None) -> EvaluationPlan:
+    def build(micro_batch_size: int = 4, sequences: int | None = 10) -> EvaluationPlan:
         return EvaluationPlan(dataset, micro_batch_size, sequences, grid, RandomStreams(SEED, grid.device))
 
     return build
 
 
 def hits(model: Autoencoder, latent_RZ: Tensor, ids_RK: Tensor) -> int:
-    return sum(
-        int(row[token] == row.max())
-        for patch, ids in zip(model.logits(latent_RZ), ids_RK, strict=True)
-        for row, token in zip(patch, ids, strict=True)
-    )
+    """Tokens whose logit is the largest."""
+    logits_RKV = model.logits(latent_RZ)
+    return int((logits_RKV.gather(2, ids_RK.unsqueeze(-1)).squeeze(-1) == logits_RKV.amax(dim=-1)).sum())
 
 
 @torch.no_grad()
@@ -114,7 +112,8 @@ def counted_autoencoder(model: Autoencoder, dataset: PatchedDataset, sequences: 
 
 def same(ours: AutoencoderScores, expected: AutoencoderScores) -> None:
     for field in dataclasses.fields(AutoencoderScores):
-        assert getattr(ours, field.name) == pytest.approx(getattr(expected, field.name), rel=1e-5), field.name
+        mine, theirs = (torch.tensor(getattr(scores, field.name), dtype=torch.float64) for scores in (ours, expected))
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=0, msg=field.name)
 
 
 @pytest.mark.parametrize("sequences", [None, 5])
@@ -122,7 +121,7 @@ def test_autoencoder_scores_are_those_of_plain_counting(
     autoencoder: Autoencoder, dataset: PatchedDataset, plan: Plan, sequences: int | None
 ) -> None:
     expected = counted_autoencoder(autoencoder, dataset, sequences or dataset.sequences_per_epoch)
-    assert expected.token_accuracy_mean > expected.token_accuracy_sample > 0.0
+    assert 0.1 < expected.token_accuracy_mean < 0.9
     same(validate_autoencoder(autoencoder, plan(sequences=sequences), SIGMAS), expected)
 
 
@@ -214,12 +213,11 @@ def counted_calm(model: Calm, dataset: PatchedDataset, sequences: int, masked: b
     )
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("sequences", [None, 5])
+@pytest.mark.parametrize(("sequences", "masked"), [(9, True), (3, False)])
 def test_calm_scores_are_those_of_plain_counting(
-    calm: Calm, dataset: PatchedDataset, plan: Plan, sequences: int | None, masked: bool
+    calm: Calm, dataset: PatchedDataset, plan: Plan, sequences: int, masked: bool
 ) -> None:
-    expected = counted_calm(calm, dataset, sequences or dataset.sequences_per_epoch, masked)
+    expected = counted_calm(calm, dataset, sequences, masked)
     scores = validate_calm(calm, plan(sequences=sequences), masked, EvaluationConfig())
     assert any(expected.brier)
     assert scores.brier is not None
@@ -247,19 +245,21 @@ def test_calm_scores_do_not_depend_on_the_micro_batch(calm: Calm, plan: Plan, mi
 
 def test_more_pairs_average_over_disjoint_samples(calm: Calm, plan: Plan) -> None:
     """The mean over four pairs is the mean of what each pair gives alone."""
-    several = validate_calm(calm, plan(), True, EvaluationConfig(brier_pairs=4)).brier
-    singles = []
-    for pair in range(4):
+
+    def pair_alone(pair: int) -> tuple[float, ...]:
         shifted = Calm(calm.config, calm.autoencoder)
         shifted.load_state_dict(calm.state_dict())
-        sample = calm.head.sample
-        shifted.head.sample = lambda hidden, noise, pair=pair: sample(hidden, noise.roll(-2 * pair, dims=0))
+        sample = shifted.head.sample
+        shifted.head.sample = lambda hidden_RH, noise_NRn: sample(hidden_RH, noise_NRn.roll(-2 * pair, dims=0))
         brier = validate_calm(shifted.eval(), plan(), True, EvaluationConfig()).brier
         assert brier is not None
-        singles.append(brier.brier)
+        return brier.brier
+
+    singles = [pair_alone(pair) for pair in range(4)]
+    assert len(set(singles)) > 1
+    several = validate_calm(calm, plan(), True, EvaluationConfig(brier_pairs=4)).brier
     assert several is not None
     assert several.brier == pytest.approx([sum(row) / 4 for row in zip(*singles, strict=True)])
-    assert len(set(singles)) > 1
 
 
 def test_the_level_of_the_interval_is_the_one_asked_for(calm: Calm, plan: Plan) -> None:
