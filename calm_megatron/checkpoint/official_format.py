@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.model import names
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.model import names
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 

@@ -81,6 +81,7 @@ class CheckpointStore:
         parallel = self.config.parallel
         return {
             "world_size": self.grid.world_size,
+            "tensor_model_parallel_size": self.grid.tensor_size,
             "zero_stage": parallel.zero_stage,
             "precision": self.config.train.precision,
         }

@@ -12,7 +12,14 @@ from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
 
 def check(config: RunConfig) -> None:
     """Raise a `UserError` that lists every contradiction within the config."""
-    problems = [*_model(config), *_data(config), *_batches(config), *_schedule(config), *_precision(config)]
+    problems = [
+        *_model(config),
+        *_data(config),
+        *_batches(config),
+        *_schedule(config),
+        *_precision(config),
+        *_tensor_parallel(config),
+    ]
     if problems:
         raise UserError("\n".join(problems), "the config of this run")
 
@@ -142,3 +149,29 @@ def _precision(config: RunConfig) -> Iterator[str]:
             "train.precision = bf16 with parallel.zero_stage = 0 would sum gradients in bf16 (DeepSpeed has no fp32 "
             "accumulation there); use parallel.zero_stage=1, which costs no memory even on one rank"
         )
+
+
+def _tensor_parallel(config: RunConfig) -> Iterator[str]:
+    parallel, model = config.parallel, config.model
+    size = parallel.tensor_model_parallel_size
+    name = f"parallel.tensor_model_parallel_size = {size}"
+    if parallel.sequence_parallel and size == 1:
+        yield "parallel.sequence_parallel needs tensor ranks: set parallel.tensor_model_parallel_size above 1"
+    if size == 1:
+        return
+    if isinstance(model, AutoencoderConfig):
+        yield f"{name}: the autoencoder is trained by data-parallel ranks only; set it to 1"
+        return
+    shared = {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_query_groups": model.num_query_groups or model.num_attention_heads,
+        "model.ffn_hidden_size": model.ffn_hidden_size,
+        "model.hidden_size": model.hidden_size,
+        "model.head.num_samples": model.head.num_samples,
+    }
+    if parallel.sequence_parallel:
+        shared["data.seq_length / model.patch_size"] = config.data.seq_length // model.patch_size
+    common = math.gcd(*shared.values())
+    for setting, value in shared.items():
+        if value % size:
+            yield f"{name} does not divide {setting} = {value}; nearest that work: {_nearest_divisors(size, common)}"

@@ -180,7 +180,7 @@ class Calm(nn.Module):
         return self.hidden_states(ids_BT[:, : -self.config.patch_size], before)
 
     def _sum_partial_gradients(self) -> None:
-        """Weights of which every tensor rank has a copy, but uses it for its own samples or its own part of the sequence."""
+        """Copied weights that each tensor rank uses for its own samples, or for its own part of the sequence."""
         copies = list(self.head.parameters())
         if self.ranks.sequence_parallel:
             norms = (module for module in self.modules() if isinstance(module, RMSNorm))

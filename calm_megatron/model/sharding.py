@@ -43,7 +43,7 @@ class Sharding:
             return whole
         if name == EMBEDDING:
             whole = F.pad(whole, (0, 0, 0, padded_vocab_size(len(whole), self.size) - len(whole)))
-        # Gate and up are cut one by one; query, key and value lie interleaved by group, so that a plain cut keeps groups.
+        # Gate and up are cut one by one; query, key and value lie interleaved by group: a plain cut keeps groups whole.
         blocks = whole.chunk(len(entry.official)) if entry.join == "stack" else (whole,)
         return torch.cat([block.chunk(self.size, dim=axis)[self.rank] for block in blocks])
 

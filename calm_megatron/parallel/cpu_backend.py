@@ -4,7 +4,6 @@ Import this before DeepSpeed or megatron-core. On a machine with a GPU it change
 """
 
 import os
-from collections.abc import Sequence
 
 import torch
 
@@ -28,20 +27,10 @@ def switch_off_shared_memory_op() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-class CpuMemoryBuffer:
-    """megatron-core's buffer for gathered sequences, which there always lies on the CUDA device."""
-
-    def get_tensor(self, shape: Sequence[int], dtype: torch.dtype, name: str, _: object = None) -> torch.Tensor:
-        """A new tensor; the allocator of the CPU needs no reuse."""
-        return torch.empty(tuple(shape), dtype=dtype)
-
-
-def use_cpu_memory_buffer() -> None:
-    """Give megatron-core a buffer on the CPU; after its process groups were made."""
-    from megatron.core import parallel_state
-
+def place_megatron_buffers_on_cpu() -> None:
+    """megatron-core allocates what it gathers on `torch.cuda.current_device()`; let that be the CPU where it is all."""
     if ON_CPU:
-        parallel_state._GLOBAL_MEMORY_BUFFER = CpuMemoryBuffer()
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
 
 
 def device(local_rank: int) -> torch.device:

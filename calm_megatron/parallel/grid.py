@@ -34,9 +34,21 @@ class Grid:
         return self.rank == 0
 
 
-def environment_world_size() -> int:
-    """Number of ranks that the launcher announces; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def data_parallel_size(tensor_size: int) -> int:
+    """Data ranks in the world that the launcher announces (1 without a launcher), before any group exists.
+
+    Raises:
+        UserError: the tensor ranks do not divide the world.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % tensor_size:
+        works = " or ".join(str(size) for size in range(1, world + 1) if world % size == 0)
+        raise UserError(
+            f"parallel.tensor_model_parallel_size = {tensor_size} does not divide the {world} ranks that were started",
+            "the launcher's WORLD_SIZE",
+            f"start a multiple of {tensor_size} ranks, or set it to {works}",
+        )
+    return world // tensor_size
 
 
 def start(timeout_minutes: float = 10.0, tensor_size: int = 1) -> Grid:
@@ -50,17 +62,17 @@ def start(timeout_minutes: float = 10.0, tensor_size: int = 1) -> Grid:
         UserError: when the other ranks do not answer.
     """
     cpu_backend.switch_off_shared_memory_op()
+    cpu_backend.place_megatron_buffers_on_cpu()
     device = cpu_backend.device(int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(timedelta(minutes=timeout_minutes))
-    if parallel_state.model_parallel_is_initialized():
-        if parallel_state.get_tensor_model_parallel_world_size() != tensor_size:
-            parallel_state.destroy_model_parallel()
+    ready = parallel_state.model_parallel_is_initialized()
+    if ready and parallel_state.get_tensor_model_parallel_world_size() != tensor_size:
+        parallel_state.destroy_model_parallel()
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_size, create_gloo_process_groups=False)
-        cpu_backend.use_cpu_memory_buffer()
     return Grid(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

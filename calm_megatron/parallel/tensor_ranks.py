@@ -29,7 +29,7 @@ class TensorRanks:
         return whole.chunk(self.size, dim=dim)[self.rank]
 
     def to_partial_work(self, hidden_PBH: Tensor) -> Tensor:
-        """The whole sequence on every rank, for work of which each rank does a part: gradients are summed on the way back."""
+        """The whole sequence on every rank, for work of which each does a part; their gradients are summed."""
         if self.size == 1:
             return hidden_PBH
         gathered: Tensor

@@ -12,6 +12,7 @@ from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.calm import Calm, CalmNoise, CalmTerms, check_autoencoder
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
+from calm_megatron.parallel.tensor_ranks import TensorRanks
 from calm_megatron.train.task import dtype_of, evaluation_plan
 
 
@@ -28,7 +29,8 @@ class CalmTask:
     def build(self) -> nn.Module:
         """CALM with its initial weights."""
         recompute = self.config.train.recompute_granularity == "full"
-        module = Calm(self.model, self.autoencoder, recompute=recompute)
+        ranks = TensorRanks.of_this_process(self.config.parallel.sequence_parallel)
+        module = Calm(self.model, self.autoencoder, recompute=recompute, ranks=ranks)
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -18,7 +17,9 @@ from calm_megatron.config.deepspeed_json import deepspeed_json
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import RunConfig
 from calm_megatron.data.loader import Batch
+from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.mpu import ModelParallelUnit
 from calm_megatron.train.optimizer import build_optimizer
 from calm_megatron.train.schedule import learning_rate
 from calm_megatron.train.task import Task
@@ -33,6 +34,10 @@ class Engine:
         deepspeed_logger.setLevel(logging.WARNING)
         self.task, self.config, self.grid = task, config, grid
         module = task.build()
+        self.sharding: Sharding | None = getattr(module, "sharding", None)
+        for name, weight in module.named_parameters():
+            # DeepSpeed counts a weight's gradient on every tensor rank if it is cut, else on the first alone.
+            weight.tensor_model_parallel = self.sharding is not None and self.sharding.is_cut(name)  # type: ignore[attr-defined]
         per_step = config.train.micro_batch_size * grid.data_parallel_size
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the memory in use, whatever its log level
@@ -41,6 +46,7 @@ class Engine:
                 optimizer=build_optimizer(module, config.optimizer),
                 config=deepspeed_json(config, micro_batches=config.train.global_batch_size // per_step),
                 dist_init_required=False,
+                mpu=ModelParallelUnit(),
             )
 
     @property
@@ -94,9 +100,17 @@ class Engine:
         weights: dict[str, Tensor] = {}
         for name, weight in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([weight], enabled=self.config.parallel.zero_stage == 3):
+                whole = self._whole(name, weight.detach())
                 if self.grid.is_main:
-                    weights[name] = weight.detach().cpu().clone()
+                    weights[name] = whole.cpu().clone()
         return weights
+
+    def _whole(self, name: str, part: Tensor) -> Tensor:
+        if self.sharding is None or not self.sharding.is_cut(name):
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.sharding.size)]
+        dist.all_gather(parts, part.contiguous(), group=self.grid.tensor_group)
+        return self.sharding.whole(name, parts)
 
     def _expect(self, micro_batches: int) -> None:
         """Follow the batch-size ramp-up."""
@@ -109,7 +123,22 @@ class Engine:
         if self.config.parallel.zero_stage > 0:
             return None
         limit = self.config.optimizer.clip_grad or math.inf
-        return float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+        weights = list(self.module.parameters())
+        squares = torch.stack([self._squares(weights, cut=False), self._squares(weights, cut=True)])
+        if self.grid.tensor_size > 1:
+            dist.all_reduce(squares[1:], group=self.grid.tensor_group)
+        norm = squares.sum().sqrt()
+        nn.utils.clip_grads_with_norm_(weights, limit, norm)
+        return float(norm)
+
+    def _squares(self, weights: Sequence[nn.Parameter], cut: bool) -> Tensor:
+        """Sum of the squares of the gradients of the weights that the tensor ranks cut, or of those they copy."""
+        gradients = [
+            weight.grad
+            for weight in weights
+            if weight.grad is not None and weight.tensor_model_parallel is cut  # type: ignore[attr-defined]
+        ]
+        return nn.utils.get_total_norm(gradients).square() if gradients else torch.zeros((), device=self.grid.device)
 
     def _global_means(self, sums: dict[str, Tensor], micro_batches: int) -> dict[str, float]:
         names = sorted(sums)
@@ -125,9 +154,3 @@ def _demand_finite(what: str, value: float, step: int) -> None:
             "training stopped before the next checkpoint; the last one saved is intact",
             "go on from it with a lower optimizer.lr or clip_grad, or a longer optimizer.lr_warmup_iters",
         )
-
-
-def unwrap(module: Any) -> nn.Module:
-    """The module inside DeepSpeed's engine, or the module itself."""
-    inner: nn.Module = getattr(module, "module", module)
-    return inner

@@ -31,8 +31,9 @@ BuildTask = Callable[[RunConfig, DataSplits, Grid], Task]
 
 def run(build_task: BuildTask, config: RunConfig) -> Progress:
     """Train from the run folder's newest checkpoint, or from the start, to `train.train_iters` or a stop signal."""
-    schedule = _schedule(config, parallel.environment_world_size())
-    grid = parallel.start(config.parallel.distributed_timeout_minutes)
+    tensor_size = config.parallel.tensor_model_parallel_size
+    schedule = _schedule(config, parallel.data_parallel_size(tensor_size))
+    grid = parallel.start(config.parallel.distributed_timeout_minutes, tensor_size)
     data = _open_data(config)
     config = with_data_facts(config, data)
     task = build_task(config, data, grid)
@@ -82,9 +83,9 @@ def _open_data(config: RunConfig) -> DataSplits:
     return DataSplits.open(config.data, patch_size=model.patch_size, seed=config.run.seed, vocab_size=model.vocab_size)
 
 
-def _schedule(config: RunConfig, world_size: int) -> BatchSchedule:
+def _schedule(config: RunConfig, data_parallel_size: int) -> BatchSchedule:
     train = config.train
-    return BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, world_size)
+    return BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, data_parallel_size)
 
 
 def _due(interval: int, step: int) -> bool:

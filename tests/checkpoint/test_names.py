@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calm_megatron.model import names
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.model import names
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import Grid

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.model import names
 from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.losses.energy_score import energy_score
+from calm_megatron.model import names
 from calm_megatron.model.calm import Calm, CalmNoise
 from calm_megatron.parallel.grid import Grid
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from calm_megatron.parallel.grid import Grid, environment_world_size, one_rank
+from calm_megatron.parallel.grid import Grid, data_parallel_size, one_rank
 from tests.small_runs import ROOT
 
 
@@ -28,7 +28,7 @@ def test_a_grid_that_is_there_is_left_as_it_is(grid: Grid) -> None:
 
 def test_world_size_without_a_launcher(grid: Grid) -> None:
     if "WORLD_SIZE" not in os.environ:
-        assert environment_world_size() == 1
+        assert data_parallel_size(1) == 1
 
 
 @pytest.mark.slow
