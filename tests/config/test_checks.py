@@ -33,6 +33,23 @@ def run(model: str, settings: dict[str, Any]) -> RunConfig:
 
 
 CONTRADICTIONS = [
+    ("calm", {"parallel.sequence_parallel": True}, ["parallel.sequence_parallel needs tensor ranks"]),
+    ("ae", {"parallel.tensor_model_parallel_size": 2}, ["the autoencoder is trained by data-parallel ranks only"]),
+    (
+        "calm",
+        {"parallel.tensor_model_parallel_size": 3},
+        ["does not divide model.num_attention_heads = 4", "does not divide model.head.num_samples = 8"],
+    ),
+    (
+        "calm",
+        {"parallel.tensor_model_parallel_size": 4, "model.num_query_groups": 2},
+        ["does not divide model.num_query_groups = 2", "nearest that work: 2 or 1"],
+    ),
+    (
+        "calm",
+        {"parallel.tensor_model_parallel_size": 4, "parallel.sequence_parallel": True, "data.seq_length": 72},
+        ["does not divide data.seq_length / model.patch_size = 18", "nearest that work: 2 or 1"],
+    ),
     ("ae", {"model.num_encoder_layers": 3}, ["model.num_encoder_layers = 3", "nearest that work: 2 or 4"]),
     ("ae", {"model.num_decoder_layers": 1}, ["model.num_decoder_layers = 1", "nearest that work: 2"]),
     (

@@ -62,6 +62,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("calm_ramp_zero0", CALM, train__rampup_batch_size="[4,4,16]"),
         job("calm_recompute_zero3", CALM, train__recompute_granularity="full", parallel__zero_stage=3),
     ]
+    for stage in STAGES:
+        tensor = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": stage % 2 == 1}
+        two_ranks.append(job(f"calm_tensor2_zero{stage}", CALM, parallel__zero_stage=stage, **tensor))
+    whole = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": True}
+    two_ranks += [
+        job("calm_tensor2_resumed", CALM, train__train_iters=5, parallel__zero_stage=3, **whole),
+        job("calm_tensor2_resumed", CALM, parallel__zero_stage=3, **whole),
+        job("calm_tensor2_recompute", CALM, train__recompute_granularity="full", **whole),
+        job("calm_tensor2_bf16", CALM, train__precision="bf16", parallel__zero_stage=1, **whole),
+        job("calm_latents_tensor2", CALM, model__input="latents", **whole),
+    ]
     for ranks, jobs in ((1, one_rank), (2, two_ranks)):
         file = folder / f"jobs_{ranks}.json"
         file.write_text(json.dumps(jobs))
@@ -121,9 +132,35 @@ def test_validation_does_not_depend_on_the_layout(runs: Path, stage: int) -> Non
     assert two["brier"] == pytest.approx(one["brier"], abs=1e-3)
 
 
+@pytest.mark.parametrize("name", [*(f"calm_tensor2_zero{stage}" for stage in STAGES), "calm_tensor2_recompute"])
+def test_two_tensor_ranks_give_the_run_of_one(runs: Path, name: str) -> None:
+    one, two = runs / "calm", runs / name
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert norms(two) == pytest.approx(norms(one), rel=1e-4)
+    ours, theirs = weights(one), weights(two)
+    assert ours.keys() == theirs.keys()
+    for weight, other in zip(ours.values(), theirs.values(), strict=True):
+        assert weight.shape == other.shape
+        # Adam turns the rounding of a tiny gradient into a step of any size up to the learning rate.
+        assert (weight - other).abs().mean() < 1e-5
+    assert validation(two)["loss"] == pytest.approx(validation(one)["loss"], rel=1e-4)
+
+
+def test_tensor_ranks_resume_exactly(runs: Path) -> None:
+    assert losses(runs / "calm_tensor2_resumed") == losses(runs / "calm_tensor2_zero3")
+    ours, theirs = weights(runs / "calm_tensor2_zero3"), weights(runs / "calm_tensor2_resumed")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_tensor_ranks_share_latents_as_input(runs: Path) -> None:
+    assert losses(runs / "calm_latents_tensor2") == pytest.approx(losses(runs / "calm_latents"), rel=1e-4)
+    assert norms(runs / "calm_latents_tensor2") == pytest.approx(norms(runs / "calm_latents"), rel=1e-4)
+
+
 def test_bf16_follows_fp32(runs: Path) -> None:
     """bf16 keeps 8 bits of a number: a loss may be off by 2^-8, and a gradient, through many layers, by more."""
-    for name in ("calm_bf16", *(f"calm_bf16_zero{stage}" for stage in STAGES[1:])):
+    for name in ("calm_bf16", "calm_tensor2_bf16", *(f"calm_bf16_zero{stage}" for stage in STAGES[1:])):
         assert losses(runs / name) == pytest.approx(losses(runs / "calm"), rel=2**-8)
         assert norms(runs / name) == pytest.approx(norms(runs / "calm"), rel=2**-5)
 
