@@ -51,7 +51,7 @@ class CheckpointStore:
         """Write and publish a checkpoint, then delete those beyond `keep_last`; called by all ranks."""
         final = self.directory / f"step_{progress.step:08d}"
         aside = self.directory / f".{final.name}.partial"
-        self._main_first(lambda: _fresh(aside))
+        self._main_first(lambda: _make_room(aside))
         engine.save(aside)
         weights = engine.whole_weights()
         self._main_first(lambda: self._publish(aside, final, weights, progress))
@@ -94,11 +94,11 @@ class CheckpointStore:
         for path in aside.rglob("*"):
             _sync(path)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(aside, final)
         _sync(self.directory)
         for old in _published(self.directory)[: -self.config.checkpoint.keep_last]:
-            shutil.rmtree(old)
+            _remove(old)
 
     def _main_first(self, work: Callable[[], None]) -> None:
         """The main rank works, the others wait; a failure there is the same failure everywhere."""
@@ -153,10 +153,18 @@ def _published(directory: Path) -> list[Path]:
     return sorted(directory.glob("step_[0-9]*")) if directory.is_dir() else []
 
 
-def _fresh(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
+def _make_room(aside: Path) -> None:
+    """Remove what killed saves and deletions left, and make the folder of the next save."""
+    for left in aside.parent.glob(".step_*.partial"):
+        shutil.rmtree(left)
+    aside.mkdir(parents=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a published checkpoint; a kill on the way leaves no half of it under its name."""
+    going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
+    os.replace(checkpoint, going)
+    shutil.rmtree(going)
 
 
 def _sync(path: Path) -> None:

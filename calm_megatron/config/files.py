@@ -23,6 +23,8 @@ from calm_megatron.config.schema import RunConfig
 
 Tree = dict[str, Any]
 
+_RUN = TypeAdapter(RunConfig)
+
 _YAML12_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$")
 
 
@@ -84,7 +86,7 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
 def parse_run(tree: Tree, where: str) -> RunConfig:
     """Turn a tree of plain values into a checked `RunConfig`; `where` names its source in messages."""
     try:
-        config = TypeAdapter(RunConfig).validate_python(tree)
+        config = _RUN.validate_python(tree)
     except ValidationError as error:
         problems = [_explain(detail) for detail in error.errors(include_url=False)]
         raise UserError("\n".join(problems), where, "see examples/ and docs/config.md for every setting") from None

@@ -72,8 +72,17 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
 
 
 def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:
-    """The config with what only the data set knows filled in."""
+    """The config with what only the data set knows filled in.
+
+    Raises:
+        UserError: the config says otherwise.
+    """
     if isinstance(config.model, CalmConfig) and config.model.input == "tokens":
+        given = config.model.pad_token_id
+        if given not in (None, data.pad_id):
+            raise UserError(
+                f"model.pad_token_id = {given}, but the data set's is {data.pad_id}", "the config", "leave it out"
+            )
         return replace(config, model=replace(config.model, pad_token_id=data.pad_id))
     return config
 

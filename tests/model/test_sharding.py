@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from calm_megatron.config.schema import CalmConfig
-from calm_megatron.model.names import EMBEDDING, CALM_ENTRIES, entry_of
+from calm_megatron.model.names import CALM_ENTRIES, EMBEDDING, entry_of
 from calm_megatron.model.sharding import Sharding, padded_vocab_size
 
 CONFIG = CalmConfig(
