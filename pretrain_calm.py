@@ -1,18 +1,18 @@
-"""Train CALM: `python pretrain_calm.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
+"""Train CALM, or the token-level baseline: `python pretrain_calm.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
 
 from calm_megatron.config.errors import run_command_line
-from calm_megatron.config.schema import CalmConfig
+from calm_megatron.config.schema import BackboneConfig
 from calm_megatron.train import command_line
 
 
 def main() -> None:
     """Read the config, build the task, run the loop."""
     config = command_line.parse(
-        "Train a continuous autoregressive language model on a frozen autoencoder.",
+        "Train a continuous autoregressive language model on a frozen autoencoder, or (model.type: ar) the baseline.",
         "python pretrain_calm.py examples/models/calm_demo.yaml examples/machines/cpu.yaml data.data_path=data/corpus",
     )
-    if not isinstance(config.model, CalmConfig):
-        raise command_line.wrong_type(config, "calm", "pretrain_ae.py")
+    if not isinstance(config.model, BackboneConfig):
+        raise command_line.wrong_type(config, "calm or ar", "pretrain_ae.py")
     # Imported here because torch and the engines take seconds, which a wrong config should not cost.
     from calm_megatron.train import loop
     from calm_megatron.train.tasks import build_task

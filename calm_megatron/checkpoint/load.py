@@ -11,7 +11,8 @@ from torch import nn
 from calm_megatron.checkpoint.store import checkpoints_of, newest_checkpoint
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 
@@ -66,6 +67,17 @@ def load_calm(path: str | Path, autoencoder: str | Path | None = None) -> Calm:
         raise UserError(f"this holds a model of type '{config.model.type}', not a CALM", str(checkpoint))
     frozen = FrozenAutoencoder(load_autoencoder(autoencoder or config.model.autoencoder))
     model = Calm(config.model, frozen)
+    _load_weights(model, checkpoint)
+    return model.eval()
+
+
+def load_ar_baseline(path: str | Path) -> ArBaseline:
+    """The token-level baseline, in fp32 and evaluation mode; needs process groups (parallel.grid)."""
+    checkpoint = find_checkpoint(path)
+    config = saved_config(checkpoint)
+    if not isinstance(config.model, ArConfig):
+        raise UserError(f"this holds a model of type '{config.model.type}', not a baseline", str(checkpoint))
+    model = ArBaseline(config.model)
     _load_weights(model, checkpoint)
     return model.eval()
 

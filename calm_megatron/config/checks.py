@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import AutoencoderConfig, BackboneConfig, CalmConfig, RunConfig
 
 
 def check(config: RunConfig) -> None:
@@ -49,6 +49,7 @@ def _model(config: RunConfig) -> Iterator[str]:
         pairs, samples = config.evaluation.brier_pairs, model.head.num_samples
         if 2 * pairs > samples:
             yield f"evaluation.brier_pairs = {pairs} needs {2 * pairs} samples, model.head.num_samples = {samples}"
+    if isinstance(model, BackboneConfig):
         heads = model.num_attention_heads
         if model.hidden_size % heads:
             yield (
@@ -72,8 +73,8 @@ def _data(config: RunConfig) -> Iterator[str]:
             f"data.seq_length = {data.seq_length} is no multiple of model.patch_size = {patch_size}; "
             f"nearest that work: {nearest_multiples(data.seq_length, patch_size)}"
         )
-    elif isinstance(config.model, CalmConfig) and data.seq_length < 2 * patch_size:
-        yield f"data.seq_length = {data.seq_length}: CALM predicts from one patch the next, so give it at least two"
+    elif isinstance(config.model, BackboneConfig) and data.seq_length < 2 * patch_size:
+        yield f"data.seq_length = {data.seq_length}: the model predicts from one patch the next, so give it at least two"
     explicit = [data.train_data_path, data.valid_data_path, data.test_data_path]
     if data.data_path and any(explicit):
         yield "data.data_path (one set, cut by data.split) and data.train_data_path etc. exclude each other"
@@ -167,8 +168,9 @@ def _tensor_parallel(config: RunConfig) -> Iterator[str]:
         "model.num_query_groups": model.num_query_groups or model.num_attention_heads,
         "model.ffn_hidden_size": model.ffn_hidden_size,
         "model.hidden_size": model.hidden_size,
-        "model.head.num_samples": model.head.num_samples,
     }
+    if isinstance(model, CalmConfig):
+        shared["model.head.num_samples"] = model.head.num_samples
     if parallel.sequence_parallel:
         shared["data.seq_length / model.patch_size"] = config.data.seq_length // model.patch_size
     common = math.gcd(*shared.values())

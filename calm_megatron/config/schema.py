@@ -89,27 +89,17 @@ class EnergyHeadConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalmConfig(Section):
-    """The continuous autoregressive language model: Transformer over patches and a generative head."""
+class BackboneConfig(Section):
+    """What CALM and the autoregressive baseline share: embedding and Transformer."""
 
-    type: Literal["calm"] = "calm"
-    """Kind of model."""
-    autoencoder: str
-    """Run folder or checkpoint of the frozen autoencoder."""
     vocab_size: PositiveInt
-    """Entries of the vocabulary; must be the data set's and the autoencoder's."""
-    patch_size: PositiveInt = 4
-    """K, tokens per latent vector; must be the autoencoder's."""
-    latent_size: PositiveInt = 128
-    """Z, numbers in a latent vector; must be the autoencoder's."""
+    """Entries of the vocabulary; must be the data set's, and of CALM the autoencoder's."""
     pad_token_id: NonNegativeInt | None = None
     """Token whose embedding never learns; set from the data set when the run starts."""
-    input: Literal["tokens", "latents"] = "tokens"
-    """What the backbone reads: compressed token embeddings, or the frozen encoder's mean latents."""
     num_layers: PositiveInt
     """Transformer layers."""
     hidden_size: PositiveInt
-    """Width of the backbone and of the head."""
+    """Width of the backbone, and of CALM's head."""
     ffn_hidden_size: PositiveInt
     """Inner width of the gated MLP of each Transformer layer."""
     num_attention_heads: PositiveInt
@@ -119,13 +109,39 @@ class CalmConfig(Section):
     rotary_base: PositiveFloat = 10000.0
     """Base of the rotary position embedding."""
     layernorm_epsilon: PositiveFloat = 1e-6
-    """Added to the mean square in the backbone's norms; the head's have 1e-6."""
+    """Added to the mean square in the backbone's norms; those of CALM's head have 1e-6."""
     init_method_std: PositiveFloat = 0.02
     """Standard deviation of the initial matrices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalmConfig(BackboneConfig):
+    """The continuous autoregressive language model: Transformer over patches and a generative head."""
+
+    type: Literal["calm"] = "calm"
+    """Kind of model."""
+    autoencoder: str
+    """Run folder or checkpoint of the frozen autoencoder."""
+    patch_size: PositiveInt = 4
+    """K, tokens per latent vector; must be the autoencoder's."""
+    latent_size: PositiveInt = 128
+    """Z, numbers in a latent vector; must be the autoencoder's."""
+    input: Literal["tokens", "latents"] = "tokens"
+    """What the backbone reads: compressed token embeddings, or the frozen encoder's mean latents."""
     head: EnergyHeadConfig = field(default_factory=EnergyHeadConfig)
 
 
-ModelConfig = Annotated[AutoencoderConfig | CalmConfig, Field(discriminator="type")]
+@dataclass(frozen=True, kw_only=True)
+class ArConfig(BackboneConfig):
+    """The token-level baseline: the same backbone over tokens, a linear layer to the vocabulary, cross-entropy."""
+
+    type: Literal["ar"] = "ar"
+    """Kind of model."""
+    patch_size: Literal[1] = 1
+    """One token a step."""
+
+
+ModelConfig = Annotated[AutoencoderConfig | CalmConfig | ArConfig, Field(discriminator="type")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,9 +105,10 @@ class BrierScore:
 class BrierAccumulator:
     """Sums Brier terms by the sequence that they come from.
 
-    `state_SC` is the whole state: for each of S sequences the sums of the O terms and the number of patches. All
-    numbers in it are whole and small, so float64 adds them exactly: ranks may share one set in any way and sum their
-    states (an all-reduce), and the score does not depend on how. Sequences that were never added do not count.
+    `state_SC` is the whole state: for each of S sequences the sums of the O terms and the number of patches. With one
+    pair of samples a patch, all numbers in it are whole and small, and float64 adds them exactly: ranks may share one
+    set in any way and sum their states (an all-reduce), and the score does not depend on how. Sequences that were
+    never added do not count.
 
     Args:
         num_sequences: S, sequences of the whole evaluation set, over all ranks.

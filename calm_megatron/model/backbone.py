@@ -3,6 +3,10 @@
 megatron-core's order of axes is [sequence, batch, hidden]; here the sequence counts patches: `hidden_PBH`.
 """
 
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -14,13 +18,15 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from calm_megatron.config.schema import CalmConfig
+from calm_megatron.config.schema import BackboneConfig
+from calm_megatron.model.attention import CausalAttention, KVCache
 from calm_megatron.model.norms import RMSNorm
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 
 
-def transformer_config(config: CalmConfig, dtype: torch.dtype, ranks: TensorRanks) -> TransformerConfig:
+def transformer_config(config: BackboneConfig, dtype: torch.dtype, ranks: TensorRanks) -> TransformerConfig:
     """megatron-core's view of the backbone: Llama's layer (RMSNorm, RoPE, SwiGLU, grouped queries, no biases)."""
     return TransformerConfig(
         num_layers=config.num_layers,
@@ -47,65 +53,6 @@ def transformer_config(config: CalmConfig, dtype: torch.dtype, ranks: TensorRank
         perform_initialization=False,
         use_cpu_initialization=True,
     )
-
-
-class CausalAttention(nn.Module):
-    """megatron-core's core attention by torch's `scaled_dot_product_attention`, with an optional cache.
-
-    While `cache` is set, keys and values are appended to it and the queries see all of it.
-    """
-
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: object) -> None:
-        super().__init__()
-        if attn_mask_type != AttnMaskType.causal:
-            raise ValueError(f"causal attention cannot serve {attn_mask_type}")
-        self.layer = layer_number - 1
-        self.cache: KVCache | None = None
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: object
-    ) -> Tensor:
-        """Query (P, B, heads, h), key and value (P, B, groups, h) -> (P, B, heads * h); mask True where it may look."""
-        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        if self.cache is not None:
-            key, value = self.cache.append(self.layer, key, value)
-        new, seen = query.shape[2], key.shape[2]
-        if attention_mask is None and 1 < new < seen:
-            attention_mask = torch.ones(new, seen, dtype=torch.bool, device=query.device).tril(seen - new)
-        output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            is_causal=attention_mask is None and new == seen,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return output.permute(2, 0, 1, 3).flatten(2)
-
-
-class KVCache:
-    """Keys and values of all layers for up to `max_patches` patches, allocated once: (layers, 2, B, groups, P, h)."""
-
-    def __init__(self, config: CalmConfig, batch_size: int, max_patches: int, like: Tensor) -> None:
-        groups = config.num_query_groups or config.num_attention_heads
-        head_size = config.hidden_size // config.num_attention_heads
-        self._memory = like.new_empty(config.num_layers, 2, batch_size, groups, max_patches, head_size)
-        self.length = 0
-        """Patches in the cache; `advance` counts on after all layers have appended."""
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the new keys and values (B, groups, new, h) of a layer behind the old ones; returns all of them."""
-        end = self.length + key.shape[2]
-        if end > self._memory.shape[4]:
-            raise ValueError(f"the cache holds {self._memory.shape[4]} patches, {end} are needed")
-        keys, values = self._memory[layer]
-        keys[:, :, self.length : end] = key
-        values[:, :, self.length : end] = value
-        return keys[:, :, :end], values[:, :, :end]
-
-    def advance(self, patches: int) -> None:
-        """Count patches that all layers have appended."""
-        self.length += patches
 
 
 def layer_spec() -> ModuleSpec:
@@ -148,3 +95,72 @@ def document_mask(documents_BP: Tensor) -> Tensor:
     causal = torch.ones(patches, patches, dtype=torch.bool, device=documents_BP.device).tril()
     same = documents_BP[:, :, None] == documents_BP[:, None, :]
     return (same & causal).unsqueeze(1)
+
+
+class Backbone(nn.Module):
+    """Transformer layers and the last norm: what CALM and the baseline are built around.
+
+    Args:
+        config: of the model.
+        core: megatron-core's view of it.
+        ranks: this rank among the tensor ranks.
+        recompute: keep only each layer's input in training, and compute the layer again in the backward pass.
+    """
+
+    def __init__(self, config: BackboneConfig, core: TransformerConfig, ranks: TensorRanks, recompute: bool) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.recompute = recompute
+        self._head_size = config.hidden_size // config.num_attention_heads
+        self._rotary_base = config.rotary_base
+        spec = layer_spec()
+        self.layers = nn.ModuleList(
+            spec.module(core, spec.submodules, layer_number=number) for number in range(1, config.num_layers + 1)
+        )
+        self.final_norm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        if ranks.sequence_parallel:
+            for module in self.modules():
+                if isinstance(module, RMSNorm):
+                    ranks.sum_gradients(module.weight)
+
+    def transform(self, input_PBH: Tensor, documents_BP: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Hidden states (P, B, H); under sequence parallelism, input and output are this rank's part of P.
+
+        Args:
+            input_PBH: embedded patches or tokens.
+            documents_BP: document of each, to keep attention within documents; none lets it reach across.
+            cache: those before these; the new ones are appended to it.
+        """
+        patches = len(input_PBH) * (self.ranks.size if self.ranks.sequence_parallel else 1)
+        start = cache.length if cache else 0
+        rotary = rotary_angles(self._head_size, self._rotary_base, start, patches, input_PBH.device)
+        mask = None if documents_BP is None else document_mask(documents_BP)
+        hidden_PBH = input_PBH
+        with self._attached(cache):
+            for layer in self.layers:
+                if self.recompute and self.training:
+                    hidden_PBH = checkpoint(_run_layer, layer, hidden_PBH, mask, rotary, use_reentrant=False)
+                else:
+                    hidden_PBH = _run_layer(layer, hidden_PBH, mask, rotary)
+        if cache:
+            cache.advance(patches)
+        output: Tensor = self.final_norm(hidden_PBH)
+        return output
+
+    @contextlib.contextmanager
+    def _attached(self, cache: KVCache | None) -> Iterator[None]:
+        path = "self_attention.core_attention"
+        attentions = [cast(CausalAttention, layer.get_submodule(path)) for layer in self.layers]
+        for attention in attentions:
+            attention.cache = cache
+        try:
+            yield
+        finally:
+            for attention in attentions:
+                attention.cache = None
+
+
+def _run_layer(layer: nn.Module, hidden_PBH: Tensor, mask: Tensor | None, rotary: Tensor) -> Tensor:
+    output, _ = layer(hidden_PBH, attention_mask=mask, rotary_pos_emb=rotary)
+    result: Tensor = output
+    return result

@@ -6,29 +6,20 @@ Hidden state j predicts patch j + 1; the first patch of a sequence is never pred
 targets; it is no part of the module tree.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig
 from calm_megatron.losses.energy_score import EnergyTerms, energy_score
+from calm_megatron.model.attention import KVCache
 from calm_megatron.model.autoencoder import FrozenAutoencoder
-from calm_megatron.model.backbone import (
-    CausalAttention,
-    KVCache,
-    document_mask,
-    layer_spec,
-    rotary_angles,
-    transformer_config,
-)
+from calm_megatron.model.backbone import Backbone, transformer_config
 from calm_megatron.model.heads.energy import EnergyHead
 from calm_megatron.model.initialise import initialise
-from calm_megatron.model.norms import RMSNorm
 from calm_megatron.model.patch_embedding import PatchEmbedding
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.random_streams import RandomStreams
@@ -75,7 +66,7 @@ class CalmTerms(NamedTuple):
     """Mean distance of the model's samples to the targets."""
 
 
-class Calm(nn.Module):
+class Calm(Backbone):
     """The model and its training loss."""
 
     def __init__(
@@ -87,22 +78,17 @@ class Calm(nn.Module):
         recompute: bool = False,
         ranks: TensorRanks | None = None,
     ) -> None:
-        super().__init__()
         check_autoencoder(config, autoencoder.config)
-        self.ranks = ranks or TensorRanks()
-        self.sharding = Sharding(config, self.ranks.rank, self.ranks.size)
-        core = transformer_config(config, dtype, self.ranks)
+        ranks = ranks or TensorRanks()
+        core = transformer_config(config, dtype, ranks)
+        super().__init__(config, core, ranks, recompute)
         self.config = config
+        self.sharding = Sharding(config, ranks.rank, ranks.size)
         self.autoencoder = autoencoder
-        self.recompute = recompute
-        self.patch_embedding = PatchEmbedding(config, core, self.ranks)
-        spec = layer_spec()
-        self.layers = nn.ModuleList(
-            spec.module(core, spec.submodules, layer_number=number) for number in range(1, config.num_layers + 1)
-        )
-        self.final_norm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.patch_embedding = PatchEmbedding(config, core, ranks)
         self.head = EnergyHead(config)
-        self._sum_partial_gradients()
+        for weight in self.head.parameters():
+            ranks.sum_gradients(weight)
         self.to(dtype)
 
     def initialise(self, seed: int) -> None:
@@ -124,21 +110,8 @@ class Calm(nn.Module):
             documents_BP: document of each patch, to keep attention within documents; none lets it reach across.
             cache: the patches before these; the new ones are appended to it.
         """
-        patches = ids_BT.shape[1] // self.config.patch_size
-        start = cache.length if cache else 0
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        rotary = rotary_angles(head_size, self.config.rotary_base, start, patches, ids_BT.device)
-        mask = None if documents_BP is None else document_mask(documents_BP)
-        hidden_PBH = self.patch_embedding(self._input(ids_BT))
-        with self._attached(cache):
-            for layer in self.layers:
-                if self.recompute and self.training:
-                    hidden_PBH = checkpoint(_run_layer, layer, hidden_PBH, mask, rotary, use_reentrant=False)
-                else:
-                    hidden_PBH = _run_layer(layer, hidden_PBH, mask, rotary)
-        if cache:
-            cache.advance(patches)
-        return self.ranks.to_partial_work(self.final_norm(hidden_PBH)).transpose(0, 1)
+        hidden_PBH = self.transform(self.patch_embedding(self._input(ids_BT)), documents_BP, cache)
+        return self.ranks.to_partial_work(hidden_PBH).transpose(0, 1)
 
     def forward(
         self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
@@ -179,15 +152,6 @@ class Calm(nn.Module):
         before = None if documents_BP is None else documents_BP[:, :-1]
         return self.hidden_states(ids_BT[:, : -self.config.patch_size], before)
 
-    def _sum_partial_gradients(self) -> None:
-        """Copied weights that each tensor rank uses for its own samples, or for its own part of the sequence."""
-        copies = list(self.head.parameters())
-        if self.ranks.sequence_parallel:
-            norms = (module for module in self.modules() if isinstance(module, RMSNorm))
-            copies += [norm.weight for norm in norms]
-        for weight in copies:
-            self.ranks.sum_gradients(weight)
-
     def _input(self, ids_BT: Tensor) -> Tensor:
         if self.config.input == "tokens":
             return ids_BT
@@ -195,18 +159,6 @@ class Calm(nn.Module):
         mean_RZ, _ = self.autoencoder.encode(patches_RK)
         latents_BPZ: Tensor = mean_RZ.unflatten(0, (ids_BT.shape[0], -1)).to(self.final_norm.weight.dtype)
         return latents_BPZ
-
-    @contextlib.contextmanager
-    def _attached(self, cache: KVCache | None) -> Iterator[None]:
-        path = "self_attention.core_attention"
-        attentions = [cast(CausalAttention, layer.get_submodule(path)) for layer in self.layers]
-        for attention in attentions:
-            attention.cache = cache
-        try:
-            yield
-        finally:
-            for attention in attentions:
-                attention.cache = None
 
 
 def check_autoencoder(config: CalmConfig, autoencoder: AutoencoderConfig) -> None:
@@ -222,9 +174,3 @@ def check_autoencoder(config: CalmConfig, autoencoder: AutoencoderConfig) -> Non
             f"model.autoencoder = {config.autoencoder}",
             "take the autoencoder's values, or train another autoencoder",
         )
-
-
-def _run_layer(layer: nn.Module, hidden_PBH: Tensor, mask: Tensor | None, rotary: Tensor) -> Tensor:
-    output, _ = layer(hidden_PBH, attention_mask=mask, rotary_pos_emb=rotary)
-    result: Tensor = output
-    return result

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calm_megatron.config.schema import CalmConfig
+from calm_megatron.config.schema import BackboneConfig
 
 Join = Literal["same", "stack", "groups"]
 Cut = Literal["whole", "rows", "columns"]
@@ -38,33 +38,41 @@ def _both(ours: str, official: str, weight: Cut = "whole", bias: Cut = "whole") 
 
 
 EMBEDDING = "patch_embedding.embedding.tokens.weight"
-_LAYER, _OFFICIAL_LAYER = "layers.{i}", "transformer.layers.{i}"
+VOCABULARY = (EMBEDDING, "embedding.tokens.weight", "output.weight")
+"""Matrices with a row for each token, filled up to a multiple of the tensor ranks."""
 _BLOCK, _OFFICIAL_BLOCK = "head.blocks.{i}", "mlp_generator.mlp_blocks.{i}"
+
+
+def _backbone(prefix: str) -> tuple[Entry, ...]:
+    """Layers and last norm, under the prefix of the official names."""
+    ours, official = "layers.{i}", f"{prefix}.layers.{{i}}"
+    return (
+        Entry(f"{ours}.input_layernorm.weight", (f"{official}.input_layernorm.weight",)),
+        Entry(
+            f"{ours}.self_attention.linear_qkv.weight",
+            tuple(f"{official}.self_attn.{name}_proj.weight" for name in "qkv"),
+            "groups",
+            "rows",
+        ),
+        Entry(f"{ours}.self_attention.linear_proj.weight", (f"{official}.self_attn.o_proj.weight",), cut="columns"),
+        Entry(f"{ours}.pre_mlp_layernorm.weight", (f"{official}.post_attention_layernorm.weight",)),
+        Entry(
+            f"{ours}.mlp.linear_fc1.weight",
+            (f"{official}.mlp.gate_proj.weight", f"{official}.mlp.up_proj.weight"),
+            "stack",
+            "rows",
+        ),
+        Entry(f"{ours}.mlp.linear_fc2.weight", (f"{official}.mlp.down_proj.weight",), cut="columns"),
+        Entry("final_norm.weight", (f"{prefix}.norm.weight",)),
+    )
+
 
 CALM_ENTRIES: tuple[Entry, ...] = (
     Entry(EMBEDDING, ("transformer.embed_tokens.weight",), cut="rows"),
     *_both("patch_embedding.compression.linear_in", "embed_proj.0", weight="rows", bias="rows"),
     *_both("patch_embedding.compression.linear_out", "embed_proj.2", weight="columns"),
     *_both("patch_embedding.compression.norm", "embed_proj.3"),
-    Entry(f"{_LAYER}.input_layernorm.weight", (f"{_OFFICIAL_LAYER}.input_layernorm.weight",)),
-    Entry(
-        f"{_LAYER}.self_attention.linear_qkv.weight",
-        tuple(f"{_OFFICIAL_LAYER}.self_attn.{name}_proj.weight" for name in "qkv"),
-        "groups",
-        "rows",
-    ),
-    Entry(
-        f"{_LAYER}.self_attention.linear_proj.weight", (f"{_OFFICIAL_LAYER}.self_attn.o_proj.weight",), cut="columns"
-    ),
-    Entry(f"{_LAYER}.pre_mlp_layernorm.weight", (f"{_OFFICIAL_LAYER}.post_attention_layernorm.weight",)),
-    Entry(
-        f"{_LAYER}.mlp.linear_fc1.weight",
-        (f"{_OFFICIAL_LAYER}.mlp.gate_proj.weight", f"{_OFFICIAL_LAYER}.mlp.up_proj.weight"),
-        "stack",
-        "rows",
-    ),
-    Entry(f"{_LAYER}.mlp.linear_fc2.weight", (f"{_OFFICIAL_LAYER}.mlp.down_proj.weight",), cut="columns"),
-    Entry("final_norm.weight", ("transformer.norm.weight",)),
+    *_backbone("transformer"),
     *_both("head.input.noise_embd", "mlp_generator.noise_embd"),
     *_both("head.input.hidden_embd", "mlp_generator.hidden_embd"),
     *_both("head.input.norm_noise", "mlp_generator.norm_noise"),
@@ -79,14 +87,20 @@ CALM_ENTRIES: tuple[Entry, ...] = (
     *_both("head.output.linear_out", "mlp_generator.final_layer.linears.2"),
 )
 
+AR_ENTRIES: tuple[Entry, ...] = (
+    Entry("embedding.tokens.weight", ("model.embed_tokens.weight",), cut="rows"),
+    *_backbone("model"),
+    Entry("output.weight", ("lm_head.weight",), cut="rows"),
+)
 
-def entry_of(name: str) -> tuple[Entry, tuple[str, ...]]:
-    """The entry of one of our weights and its official names.
+
+def entry_of(name: str, entries: tuple[Entry, ...] = CALM_ENTRIES) -> tuple[Entry, tuple[str, ...]]:
+    """The entry of one of our weights and its official names; `entries` are the model's.
 
     Raises:
         KeyError: for a name that the table does not know.
     """
-    for entry in CALM_ENTRIES:
+    for entry in entries:
         match = re.fullmatch(re.escape(entry.ours).replace(r"\{i\}", r"(\d+)"), name)
         if match:
             number = match.group(1) if match.groups() else ""
@@ -94,7 +108,7 @@ def entry_of(name: str) -> tuple[Entry, tuple[str, ...]]:
     raise KeyError(name)
 
 
-def from_official(official: Mapping[str, Tensor], names: Iterator[str], config: CalmConfig) -> dict[str, Tensor]:
+def from_official(official: Mapping[str, Tensor], names: Iterator[str], config: BackboneConfig) -> dict[str, Tensor]:
     """Our weights, by the given names of ours, from official ones.
 
     Raises:
@@ -107,7 +121,7 @@ def from_official(official: Mapping[str, Tensor], names: Iterator[str], config: 
     return weights
 
 
-def join(parts: list[Tensor], how: Join, config: CalmConfig) -> Tensor:
+def join(parts: list[Tensor], how: Join, config: BackboneConfig) -> Tensor:
     """Official matrices joined to ours."""
     if how == "same":
         return parts[0]
@@ -117,7 +131,7 @@ def join(parts: list[Tensor], how: Join, config: CalmConfig) -> Tensor:
     return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
 
 
-def split(weight: Tensor, how: Join, config: CalmConfig) -> list[Tensor]:
+def split(weight: Tensor, how: Join, config: BackboneConfig) -> list[Tensor]:
     """The inverse of `join`; works on gradients as well."""
     if how == "same":
         return [weight]

@@ -9,7 +9,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from calm_megatron.config.schema import CalmConfig
+from calm_megatron.config.schema import BackboneConfig, CalmConfig
 from calm_megatron.model.norms import LayerNorm
 from calm_megatron.model.sharding import padded_vocab_size
 from calm_megatron.parallel.tensor_ranks import TensorRanks
@@ -18,7 +18,7 @@ from calm_megatron.parallel.tensor_ranks import TensorRanks
 class TokenEmbedding(nn.Module):
     """Embeds tokens; the pad token's row serves but never learns, as torch's `padding_idx` has it."""
 
-    def __init__(self, config: CalmConfig, core: TransformerConfig, ranks: TensorRanks) -> None:
+    def __init__(self, config: BackboneConfig, core: TransformerConfig, ranks: TensorRanks) -> None:
         super().__init__()
         self.pad_id = config.pad_token_id
         self.ranks = ranks

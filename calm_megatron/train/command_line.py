@@ -26,5 +26,5 @@ def parse(description: str, example: str, arguments: Sequence[str] | None = None
 def wrong_type(config: RunConfig, expected: str, other: str) -> UserError:
     """The error of a config for the other entry point."""
     return UserError(
-        f"model.type is '{config.model.type}', this program trains '{expected}'", "the config", f"use {other}"
+        f"model.type is '{config.model.type}', this program trains {expected}", "the config", f"use {other}"
     )

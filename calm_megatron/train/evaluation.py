@@ -8,14 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder, load_calm, saved_config
+from calm_megatron.checkpoint.load import find_checkpoint, load_ar_baseline, load_autoencoder, load_calm, saved_config
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, DataConfig, RunConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, DataConfig, RunConfig
 from calm_megatron.data.loader import DataSplits
 from calm_megatron.evaluate.baselines import training_counts, validate_unigram
 from calm_megatron.evaluate.brier import ORDERS
 from calm_megatron.parallel.grid import Grid, one_rank
 from calm_megatron.telemetry.files import write_atomically
+from calm_megatron.train.ar_task import ArTask
 from calm_megatron.train.autoencoder_task import AutoencoderTask
 from calm_megatron.train.calm_task import CalmTask
 from calm_megatron.train.task import evaluation_plan
@@ -107,7 +108,8 @@ def _config(request: EvaluationRequest) -> RunConfig:
         if request.autoencoder is not None:
             config = replace(config, model=replace(config.model, autoencoder=request.autoencoder))
     elif request.baselines or request.autoencoder is not None:
-        raise UserError("the model is an autoencoder", "--baselines or --autoencoder", "give them with a CALM only")
+        what = f"the model is of type '{config.model.type}'"
+        raise UserError(what, "--baselines or --autoencoder", "give them with a CALM only")
     return config
 
 
@@ -126,6 +128,9 @@ def _score(
     if isinstance(model, AutoencoderConfig):
         autoencoder = load_autoencoder(request.model).to(grid.device)
         return AutoencoderTask(config, model, data, grid).validate(autoencoder, split, iters), {}
+    if isinstance(model, ArConfig):
+        baseline = load_ar_baseline(request.model).to(grid.device)
+        return ArTask(config, model, data, grid).validate(baseline, split, iters), {}
     task = CalmTask(config, model, data, grid)
     trained = load_calm(request.model, model.autoencoder).to(grid.device)
     trained.autoencoder.to(grid.device, torch.float32)

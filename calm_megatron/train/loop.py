@@ -115,11 +115,9 @@ def _finish(task: Task, engine: Engine, config: RunConfig, telemetry: Telemetry,
     if engine.grid.is_main:
         text = json.dumps({"step": config.train.train_iters, **scores}, indent=2)
         write_atomically(directory / "evaluation.json", f"{text}\n".encode())
-        is_calm = isinstance(config.model, CalmConfig)
-        report = write_report(
-            directory, autoencoder_run=None if is_calm else directory, calm_run=directory if is_calm else None
-        )
-        telemetry.event("report", f"wrote {report}")
+        runs = {"autoencoder": {"autoencoder_run": directory}, "calm": {"calm_run": directory}}
+        if config.model.type in runs:  # the baseline has its curves in TensorBoard
+            telemetry.event("report", f"wrote {write_report(directory, **runs[config.model.type])}")
 
 
 def _numbers(scores: dict[str, object]) -> dict[str, float]:

@@ -1,0 +1,78 @@
+"""The token-level baseline: CALM's backbone over tokens, and a linear layer to the vocabulary (plain Llama).
+
+    ids (B, T) -> embedding -> Transformer over T tokens -> hidden (T, B, H) -> logits (T, B, V) -> cross-entropy
+
+Hidden state t predicts token t + 1. Input and output embedding are two matrices, both cut over the vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from torch import Tensor, nn
+
+from calm_megatron.config.schema import ArConfig
+from calm_megatron.losses.next_token import next_token_loss
+from calm_megatron.model.backbone import Backbone, transformer_config
+from calm_megatron.model.initialise import initialise
+from calm_megatron.model.patch_embedding import TokenEmbedding
+from calm_megatron.model.sharding import Sharding, padded_vocab_size
+from calm_megatron.parallel.tensor_ranks import TensorRanks
+
+
+class ArTerms(NamedTuple):
+    """Scalars of one micro-batch."""
+
+    loss: Tensor
+    """Cross-entropy in nats, mean over the predicted tokens."""
+
+
+class ArBaseline(Backbone):
+    """The model and its training loss."""
+
+    def __init__(
+        self,
+        config: ArConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
+        ranks: TensorRanks | None = None,
+    ) -> None:
+        ranks = ranks or TensorRanks()
+        core = transformer_config(config, dtype, ranks)
+        super().__init__(config, core, ranks, recompute)
+        self.config = config
+        self.sharding = Sharding(config, ranks.rank, ranks.size)
+        self.embedding = TokenEmbedding(config, core, ranks)
+        rows = padded_vocab_size(config.vocab_size, ranks.size)
+        self.output = ColumnParallelLinear(
+            config.hidden_size, rows, config=core, init_method=nn.init.zeros_, bias=False, gather_output=False
+        )
+        part = rows // ranks.size
+        self._rows_beyond = min(part, max(0, (ranks.rank + 1) * part - config.vocab_size))
+        self.to(dtype)
+
+    def initialise(self, seed: int) -> None:
+        """Draw the initial weights."""
+        initialise(self, seed, self.config.init_method_std, sharding=self.sharding)
+        self.embedding.zero_pad_row()
+
+    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> ArTerms:
+        """Mean cross-entropy of tokens 1 to T - 1.
+
+        Args:
+            ids_BT: token ids.
+            documents_BT: document of each token, to keep attention within documents; none lets it reach across.
+        """
+        return ArTerms(self.losses(ids_BT, documents_BT).mean())
+
+    def losses(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Cross-entropy in nats of each of tokens 1 to T - 1, shape (T - 1, B)."""
+        ids, documents = ids_BT, documents_BT
+        if not self.ranks.sequence_parallel:
+            # T divides among the ranks, T - 1 does not; the last token changes nothing before it.
+            ids, documents = ids[:, :-1], None if documents is None else documents[:, :-1]
+        hidden_TBH = self.transform(self.embedding(ids), documents, None)
+        logits_TBv, _ = self.output(hidden_TBH)
+        targets_TB = ids_BT[:, 1:].transpose(0, 1).contiguous()
+        return next_token_loss(logits_TBv[: len(targets_TB)], targets_TB, self._rows_beyond)
