@@ -1,4 +1,4 @@
-"""Train CALM, or the token-level baseline: `python pretrain_calm.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
+"""Train CALM or the token-level baseline: `python pretrain_calm.py MODEL.yaml MACHINE.yaml [section.key=value ...]`."""
 
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.config.schema import BackboneConfig

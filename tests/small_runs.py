@@ -6,17 +6,22 @@ ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 320
 
 COMMON = [
-    f"model.vocab_size={VOCABULARY}", "model.patch_size=4", "model.latent_size=16", "model.hidden_size=32",
+    f"model.vocab_size={VOCABULARY}", "model.patch_size=4", "model.hidden_size=32",
     "model.ffn_hidden_size=64", "data.seq_length=64", "data.split='80,10,10'",
     "train.train_iters=10", "train.global_batch_size=8", "train.micro_batch_size=2",
     "optimizer.lr=1e-3", "optimizer.lr_decay_style=cosine", "optimizer.lr_warmup_iters=3",
     "optimizer.lr_decay_iters=10",
     "evaluation.final_eval_iters=2", "logging.progress_bar=false", "logging.log_interval=5",
 ]  # fmt: skip
-AUTOENCODER = [*COMMON, "model.type=autoencoder"]
+AUTOENCODER = [*COMMON, "model.type=autoencoder", "model.latent_size=16"]
 CALM = [
-    *COMMON, "model.type=calm", "model.num_layers=2", "model.num_attention_heads=4", "model.num_query_groups=2",
-    "model.head.num_layers=2", "model.head.num_samples=4", "model.head.num_target_samples=10",
+    *COMMON, "model.type=calm", "model.latent_size=16", "model.num_layers=2", "model.num_attention_heads=4",
+    "model.num_query_groups=2", "model.head.num_layers=2", "model.head.num_samples=4",
+    "model.head.num_target_samples=10",
+]  # fmt: skip
+AR = [
+    *COMMON, "model.type=ar", "model.patch_size=1", "model.num_layers=2", "model.num_attention_heads=4",
+    "model.num_query_groups=2",
 ]  # fmt: skip
 
 

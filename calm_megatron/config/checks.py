@@ -74,7 +74,7 @@ def _data(config: RunConfig) -> Iterator[str]:
             f"nearest that work: {nearest_multiples(data.seq_length, patch_size)}"
         )
     elif isinstance(config.model, BackboneConfig) and data.seq_length < 2 * patch_size:
-        yield f"data.seq_length = {data.seq_length}: the model predicts from one patch the next, so give it at least two"
+        yield f"data.seq_length = {data.seq_length}: one patch is predicted from another, so give it at least two"
     explicit = [data.train_data_path, data.valid_data_path, data.test_data_path]
     if data.data_path and any(explicit):
         yield "data.data_path (one set, cut by data.split) and data.train_data_path etc. exclude each other"

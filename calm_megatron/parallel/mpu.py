@@ -1,5 +1,7 @@
 """The process groups in the words that DeepSpeed asks for."""
 
+from typing import cast
+
 from megatron.core import parallel_state
 from torch.distributed import ProcessGroup
 
@@ -17,7 +19,7 @@ class ModelParallelUnit:
 
     def get_model_parallel_group(self) -> ProcessGroup:
         """The tensor ranks of this rank."""
-        return parallel_state.get_tensor_model_parallel_group()
+        return cast(ProcessGroup, parallel_state.get_tensor_model_parallel_group())
 
     def get_data_parallel_rank(self) -> int:
         """Place among the data ranks."""
@@ -29,7 +31,7 @@ class ModelParallelUnit:
 
     def get_data_parallel_group(self) -> ProcessGroup:
         """The data ranks of this rank."""
-        return parallel_state.get_data_parallel_group()
+        return cast(ProcessGroup, parallel_state.get_data_parallel_group())
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size

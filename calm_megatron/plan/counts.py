@@ -3,7 +3,7 @@
 The closed formulae agree with the built models to the last parameter (tests/plan/test_counts.py).
 """
 
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, BackboneConfig, CalmConfig
 
 
 def autoencoder_parameters(config: AutoencoderConfig) -> dict[str, int]:
@@ -29,7 +29,17 @@ def calm_parameters(config: CalmConfig) -> dict[str, int]:
     }
 
 
-def _transformer_layer(config: CalmConfig) -> int:
+def ar_parameters(config: ArConfig) -> dict[str, int]:
+    """Parameters of the token-level baseline."""
+    H = config.hidden_size
+    return {
+        "embedding": config.vocab_size * H,
+        "backbone": config.num_layers * _transformer_layer(config) + H,
+        "output": config.vocab_size * H,
+    }
+
+
+def _transformer_layer(config: BackboneConfig) -> int:
     H, heads = config.hidden_size, config.num_attention_heads
     groups = config.num_query_groups or heads
     attention = 2 * H * H + 2 * H * (H // heads * groups)

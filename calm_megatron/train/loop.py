@@ -115,9 +115,11 @@ def _finish(task: Task, engine: Engine, config: RunConfig, telemetry: Telemetry,
     if engine.grid.is_main:
         text = json.dumps({"step": config.train.train_iters, **scores}, indent=2)
         write_atomically(directory / "evaluation.json", f"{text}\n".encode())
-        runs = {"autoencoder": {"autoencoder_run": directory}, "calm": {"calm_run": directory}}
-        if config.model.type in runs:  # the baseline has its curves in TensorBoard
-            telemetry.event("report", f"wrote {write_report(directory, **runs[config.model.type])}")
+        kind = config.model.type
+        if kind != "ar":  # the baseline has its curves in TensorBoard
+            autoencoder, calm = (directory if kind == name else None for name in ("autoencoder", "calm"))
+            report = write_report(directory, autoencoder_run=autoencoder, calm_run=calm)
+            telemetry.event("report", f"wrote {report}")
 
 
 def _numbers(scores: dict[str, object]) -> dict[str, float]:

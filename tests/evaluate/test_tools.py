@@ -98,7 +98,7 @@ def test_evaluate_on_part_of_another_data_set(runs: Path, tmp_path: Path, tool: 
     ("arguments", "message"),
     [
         (["--model", "no/such/run"], "there is no checkpoint"),
-        (["--model", "{runs}/ae", "--baselines"], "the model is an autoencoder"),
+        (["--model", "{runs}/ae", "--baselines"], "the model is of type 'autoencoder'"),
         (["--model", "{runs}/calm", "--data", "no/such/data"], "no/such/data"),
         (["--model", "{runs}/calm", "--eval-iters", "-1"], "eval_iters is -1"),
     ],

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from calm_megatron.config.files import load_run
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.model.initialise import count_parameters
 from calm_megatron.parallel.grid import one_rank
-from calm_megatron.plan.counts import autoencoder_parameters, calm_parameters
+from calm_megatron.plan.counts import ar_parameters, autoencoder_parameters, calm_parameters
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 AUTOENCODER = AutoencoderConfig(
@@ -33,6 +34,12 @@ def test_calms_formula_counts_what_is_built(source: str, groups: int | None) -> 
     with one_rank():
         built = Calm(config, FrozenAutoencoder(Autoencoder(AUTOENCODER)))
         assert sum(calm_parameters(config).values()) == count_parameters(built)
+
+
+def test_the_baselines_formula_counts_what_is_built() -> None:
+    config = ArConfig(vocab_size=77, num_layers=3, hidden_size=24, ffn_hidden_size=40, num_attention_heads=4)
+    with one_rank():
+        assert sum(ar_parameters(config).values()) == count_parameters(ArBaseline(config))
 
 
 @pytest.mark.parametrize(

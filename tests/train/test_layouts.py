@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from calm_megatron.telemetry.run_log import read_log
-from tests.small_runs import AUTOENCODER, CALM, ROOT, settings
+from tests.small_runs import AR, AUTOENCODER, CALM, ROOT, settings
 
 WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
 STAGES = (0, 1, 2, 3)
@@ -34,6 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
     one_rank = [
         job("autoencoder", AUTOENCODER),
         job("calm", CALM),
+        job("ar", AR),
         job("calm_recompute", CALM, train__recompute_granularity="full"),
         job("calm_micro_batch_4", CALM, train__micro_batch_size=4),
         job("calm_latents", CALM, model__input="latents"),
@@ -72,6 +73,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("calm_tensor2_recompute", CALM, train__recompute_granularity="full", **whole),
         job("calm_tensor2_bf16", CALM, train__precision="bf16", parallel__zero_stage=1, **whole),
         job("calm_latents_tensor2", CALM, model__input="latents", **whole),
+        job("ar_tensor2", AR, **whole),
+        job("ar_tensor2_zero3", AR, parallel__tensor_model_parallel_size=2, parallel__zero_stage=3),
+        job("ar_zero2", AR, parallel__zero_stage=2),
     ]
     for ranks, jobs in ((1, one_rank), (2, two_ranks)):
         file = folder / f"jobs_{ranks}.json"
@@ -145,6 +149,15 @@ def test_two_tensor_ranks_give_the_run_of_one(runs: Path, name: str) -> None:
         # Adam turns the rounding of a tiny gradient into a step of any size up to the learning rate.
         assert (weight - other).abs().mean() < 1e-5
     assert validation(two)["loss"] == pytest.approx(validation(one)["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ar_tensor2", "ar_tensor2_zero3", "ar_zero2"])
+def test_the_baseline_trains_the_same_in_every_layout(runs: Path, name: str) -> None:
+    one, other = runs / "ar", runs / name
+    assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+    assert norms(other) == pytest.approx(norms(one), rel=1e-4)
+    assert losses(one)[-1] < losses(one)[0]
+    assert validation(other)["perplexity"] == pytest.approx(validation(one)["perplexity"], rel=1e-4)
 
 
 def test_tensor_ranks_resume_exactly(runs: Path) -> None:
