@@ -20,7 +20,7 @@ _SAME_VALUES = ("vocab_size", "patch_size", "latent_size", "hidden_size")
 
 def load_official_autoencoder(directory: Path) -> Autoencoder:
     """An official autoencoder, in fp32. The tied output matrix may be absent, and must be equal where it is present."""
-    config, weights = _read(directory)
+    config, weights = read_official(directory)
     module = Autoencoder(autoencoder_config(config))
     _load_autoencoder(module, weights, directory)
     return module
@@ -28,7 +28,7 @@ def load_official_autoencoder(directory: Path) -> Autoencoder:
 
 def load_official_calm(directory: Path, autoencoder: Path) -> Calm:
     """An official CALM with the energy head, in fp32; needs process groups (parallel.grid)."""
-    config, weights = _read(directory)
+    config, weights = read_official(directory)
     frozen = FrozenAutoencoder(load_official_autoencoder(autoencoder))
     model = Calm(calm_config(config, str(autoencoder)), frozen)
     try:
@@ -74,7 +74,8 @@ def calm_config(official: dict[str, Any], autoencoder: str) -> CalmConfig:
     )
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_official(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of an official checkpoint, as they are in its files."""
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).is_file():
             raise UserError(f"there is no {name}", str(directory), "name a folder with an official checkpoint")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import mappings
@@ -36,7 +37,7 @@ class TensorRanks:
         if self.sequence_parallel:
             gathered = mappings.gather_from_sequence_parallel_region(hidden_PBH, tensor_parallel_output_grad=True)
         else:
-            gathered = mappings.copy_to_tensor_model_parallel_region(hidden_PBH)
+            gathered = _CopyToRanks.apply(hidden_PBH)
         return gathered
 
     def gather_samples(self, samples_NRZ: Tensor) -> Tensor:
@@ -56,6 +57,22 @@ class TensorRanks:
         """
         if self.size > 1:
             weight.register_hook(_summed_over_ranks)
+
+
+class _CopyToRanks(torch.autograd.Function):
+    """Identity whose backward sums over the tensor ranks.
+
+    megatron-core's `copy_to_tensor_model_parallel_region` sums a contiguous copy of the gradient, and returns the
+    gradient itself: unsummed, when it is not contiguous (0.16.1, `mappings._reduce`).
+    """
+
+    @staticmethod
+    def forward(ctx, tensor):  # type: ignore[no-untyped-def]
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return _summed_over_ranks(gradient)
 
 
 def _summed_over_ranks(gradient: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ WRONG_VALUES = [
     (CALM, "model.head.num_samples=1", "greater than or equal to 2"),
     (AUTOENCODER, "optimizer.lr_decay_style=cosin", "'cosine' or 'WSD'; did you mean 'cosine'?"),
     (CALM, "model.input=token", "did you mean 'tokens'?"),
-    (AUTOENCODER, "model.type=clam", "expected tags: 'autoencoder', 'calm'; did you mean 'calm'?"),
+    (AUTOENCODER, "model.type=clam", "expected tags: 'autoencoder', 'calm', 'ar'; did you mean 'calm'?"),
     (AUTOENCODER, "train.rampup_batch_size=[1, 2]", "'train.rampup_batch_size.2' is required"),
     (AUTOENCODER, "run.directory.x=3", "'run.directory.x' needs 'directory' to be a section, but it holds 'runs/ae'"),
 ]

@@ -172,7 +172,7 @@ def test_the_page_of_settings_is_what_the_schema_says() -> None:
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 def test_examples_load(model: Path, machine: Path) -> None:
     config = load_run([model, machine], ["run.directory=runs/x", "data.data_path=data/corpus"])
-    assert model.stem.startswith("calm" if isinstance(config.model, CalmConfig) else "ae")
+    assert model.stem.startswith({"autoencoder": "ae", "calm": "calm", "ar": "ar"}[config.model.type])
 
 
 def test_the_saved_config_of_a_run_is_a_config_file(tmp_path: Path) -> None:

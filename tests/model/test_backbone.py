@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from calm_megatron.model.attention import KVCache, document_mask, rotary_angles
+from calm_megatron.model.attention import KVCache
+from calm_megatron.model.backbone import document_mask, rotary_angles
 from calm_megatron.model.calm import Calm
 
 Build = Callable[..., Calm]
