@@ -37,8 +37,8 @@ CONTRADICTIONS = [
     ("ae", {"parallel.tensor_model_parallel_size": 2}, ["the autoencoder is trained by data-parallel ranks only"]),
     (
         "calm",
-        {"parallel.tensor_model_parallel_size": 4, "model.head.num_samples": 6},
-        ["does not divide model.head.num_samples = 6", "nearest that work: 2 or 1"],
+        {"parallel.tensor_model_parallel_size": 4, "model.ffn_hidden_size": 130},
+        ["does not divide model.ffn_hidden_size = 130", "nearest that work: 2 or 1"],
     ),
     (
         "calm",
