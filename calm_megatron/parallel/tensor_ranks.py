@@ -37,7 +37,7 @@ class TensorRanks:
         if self.sequence_parallel:
             gathered = mappings.gather_from_sequence_parallel_region(hidden_PBH, tensor_parallel_output_grad=True)
         else:
-            gathered = _CopyToRanks.apply(hidden_PBH)
+            gathered = _CopyToRanks.apply(hidden_PBH)  # type: ignore[no-untyped-call]
         return gathered
 
     def gather_samples(self, samples_NRZ: Tensor) -> Tensor:
