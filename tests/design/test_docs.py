@@ -11,7 +11,7 @@ import pytest
 
 from calm_megatron.config.docs import with_tables
 from calm_megatron.config.files import load_run, setting_names, to_yaml
-from calm_megatron.config.schema import CalmConfig, RunConfig
+from calm_megatron.config.schema import BackboneConfig, RunConfig
 from calm_megatron.data.sampler import BatchSchedule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,7 @@ def test_runs_that_are_shown_are_accepted(page: Path) -> None:
             config = load_run([ROOT / file for file in files], [word for word in words[place + 1 :] if "=" in word])
             ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
             BatchSchedule(config.train.global_batch_size, None, config.train.micro_batch_size, ranks)
-            assert words[place] == ("pretrain_calm.py" if isinstance(config.model, CalmConfig) else "pretrain_ae.py")
+            assert words[place] == ("pretrain_calm.py" if isinstance(config.model, BackboneConfig) else "pretrain_ae.py")
 
 
 def test_the_readme_shows_every_step() -> None:
