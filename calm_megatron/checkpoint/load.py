@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,8 @@ from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig,
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
+
+Kind = TypeVar("Kind", AutoencoderConfig, CalmConfig, ArConfig)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -46,10 +49,7 @@ def step_of(checkpoint: Path) -> int:
 def load_autoencoder(path: str | Path) -> Autoencoder:
     """The autoencoder of a run or checkpoint, in fp32 and evaluation mode."""
     checkpoint = find_checkpoint(path)
-    config = saved_config(checkpoint)
-    if not isinstance(config.model, AutoencoderConfig):
-        raise UserError(f"this holds a model of type '{config.model.type}', not an autoencoder", str(checkpoint))
-    module = Autoencoder(config.model)
+    module = Autoencoder(_model_config(checkpoint, AutoencoderConfig, "an autoencoder"))
     _load_weights(module, checkpoint)
     return module.eval()
 
@@ -62,11 +62,9 @@ def load_calm(path: str | Path, autoencoder: str | Path | None = None) -> Calm:
         autoencoder: where the autoencoder is now; none means where it was when the run was trained.
     """
     checkpoint = find_checkpoint(path)
-    config = saved_config(checkpoint)
-    if not isinstance(config.model, CalmConfig):
-        raise UserError(f"this holds a model of type '{config.model.type}', not a CALM", str(checkpoint))
-    frozen = FrozenAutoencoder(load_autoencoder(autoencoder or config.model.autoencoder))
-    model = Calm(config.model, frozen)
+    config = _model_config(checkpoint, CalmConfig, "a CALM")
+    frozen = FrozenAutoencoder(load_autoencoder(autoencoder or config.autoencoder))
+    model = Calm(config, frozen)
     _load_weights(model, checkpoint)
     return model.eval()
 
@@ -74,12 +72,17 @@ def load_calm(path: str | Path, autoencoder: str | Path | None = None) -> Calm:
 def load_ar_baseline(path: str | Path) -> ArBaseline:
     """The token-level baseline, in fp32 and evaluation mode; needs process groups (parallel.grid)."""
     checkpoint = find_checkpoint(path)
-    config = saved_config(checkpoint)
-    if not isinstance(config.model, ArConfig):
-        raise UserError(f"this holds a model of type '{config.model.type}', not a baseline", str(checkpoint))
-    model = ArBaseline(config.model)
+    model = ArBaseline(_model_config(checkpoint, ArConfig, "a baseline"))
     _load_weights(model, checkpoint)
     return model.eval()
+
+
+def _model_config(checkpoint: Path, kind: type[Kind], name: str) -> Kind:
+    """The model's part of the saved config, if it is of the kind that is asked for."""
+    model = saved_config(checkpoint).model
+    if not isinstance(model, kind):
+        raise UserError(f"this holds a model of type '{model.type}', not {name}", str(checkpoint))
+    return model
 
 
 def _load_weights(module: nn.Module, checkpoint: Path) -> None:

@@ -139,7 +139,9 @@ def test_runs_that_are_shown_are_accepted(page: Path) -> None:
             config = load_run([ROOT / file for file in files], [word for word in words[place + 1 :] if "=" in word])
             ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
             BatchSchedule(config.train.global_batch_size, None, config.train.micro_batch_size, ranks)
-            assert words[place] == ("pretrain_calm.py" if isinstance(config.model, BackboneConfig) else "pretrain_ae.py")
+            assert words[place] == (
+                "pretrain_calm.py" if isinstance(config.model, BackboneConfig) else "pretrain_ae.py"
+            )
 
 
 def test_the_readme_shows_every_step() -> None:
