@@ -224,6 +224,8 @@ class ParallelConfig(Section):
     """Between the matrices, share the sequence among the tensor ranks too."""
     zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    check_replicas_interval: NonNegativeInt = 0
+    """Steps between checks that all copies of a weight are equal to the last bit; 0 never checks."""
     distributed_timeout_minutes: PositiveFloat = 10.0
     """How long a rank waits for the others before it gives up."""
 

@@ -20,6 +20,7 @@ from calm_megatron.data.loader import Batch
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.mpu import ModelParallelUnit
+from calm_megatron.parallel.replicas import check_replicas
 from calm_megatron.train.optimizer import build_optimizer
 from calm_megatron.train.schedule import learning_rate
 from calm_megatron.train.task import Task
@@ -104,6 +105,21 @@ class Engine:
                 if self.grid.is_main:
                     weights[name] = whole.cpu().clone()
         return weights
+
+    def check_replicas(self) -> None:
+        """Compare the ranks' copies of weights bit by bit; called by all ranks.
+
+        Raises:
+            UserError: some differ.
+        """
+        # Under ZeRO-3 a rank keeps its share of a weight only, of which the tensor ranks of its data rank have copies.
+        weights = {name: getattr(weight, "ds_tensor", weight) for name, weight in self.module.named_parameters()}
+        copied = {
+            name: weight for name, weight in weights.items() if not (self.sharding and self.sharding.is_cut(name))
+        }
+        check_replicas(copied, self.grid.tensor_group, "tensor ranks")
+        if self.config.parallel.zero_stage < 3:
+            check_replicas(weights, self.grid.data_group, "data ranks")
 
     def _whole(self, name: str, part: Tensor) -> Tensor:
         if self.sharding is None or not self.sharding.is_cut(name):

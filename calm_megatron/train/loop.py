@@ -56,6 +56,8 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
             values = engine.train_step(next(steps), progress.step)
             progress = progress.advance(samples, config.data.seq_length)
             telemetry.after_step(progress.step, values, progress.consumed_tokens)
+            if _due(config.parallel.check_replicas_interval, progress.step):
+                engine.check_replicas()
             if _due(config.evaluation.eval_interval, progress.step) and progress.step < iters:
                 scores = _validate(task, engine, "valid", config.evaluation.eval_iters)
                 telemetry.validation(progress.step, _numbers(scores))

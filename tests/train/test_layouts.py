@@ -71,6 +71,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("calm_tensor2_resumed", CALM, train__train_iters=5, parallel__zero_stage=3, **whole),
         job("calm_tensor2_resumed", CALM, parallel__zero_stage=3, **whole),
         job("calm_tensor2_recompute", CALM, train__recompute_granularity="full", **whole),
+        job("calm_tensor2_checked", CALM, parallel__check_replicas_interval=2, parallel__zero_stage=3, **whole),
+        job("calm_checked", CALM, parallel__check_replicas_interval=2, parallel__zero_stage=1),
         job("calm_tensor2_bf16", CALM, train__precision="bf16", parallel__zero_stage=1, **whole),
         job("calm_latents_tensor2", CALM, model__input="latents", **whole),
         job("ar_tensor2", AR, **whole),
@@ -158,6 +160,13 @@ def test_the_baseline_trains_the_same_in_every_layout(runs: Path, name: str) -> 
     assert norms(other) == pytest.approx(norms(one), rel=1e-4)
     assert losses(one)[-1] < losses(one)[0]
     assert validation(other)["perplexity"] == pytest.approx(validation(one)["perplexity"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("checked", "plain"), [("calm_tensor2_checked", "calm_tensor2_zero3"), ("calm_checked", "calm_zero1")]
+)
+def test_copies_stay_equal_and_looking_changes_nothing(runs: Path, checked: str, plain: str) -> None:
+    assert losses(runs / checked) == losses(runs / plain)
 
 
 def test_tensor_ranks_resume_exactly(runs: Path) -> None:
