@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from calm_megatron.config.checks import nearest_multiples
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.permutation import permutation
@@ -53,8 +54,7 @@ def check_lengths(seq_length: int, patch_size: int) -> None:
         UserError: `patch_size` does not divide `seq_length`.
     """
     if seq_length % patch_size:
-        lower = seq_length - seq_length % patch_size
-        nearest = " or ".join(str(length) for length in (lower, lower + patch_size) if length)
+        nearest = nearest_multiples(seq_length, patch_size)
         raise UserError(
             f"a sequence of {seq_length} tokens is not made of whole patches of {patch_size}",
             "data.seq_length",

@@ -6,13 +6,13 @@ data-parallel ranks and every micro-batch size.
 
 from dataclasses import dataclass
 
+from calm_megatron.config.checks import nearest_multiples
 from calm_megatron.config.errors import UserError
 
 
 def _check_multiple(value: int, unit: int, setting: str, what: str) -> None:
     if value % unit:
-        lower = value - value % unit
-        nearest = " or ".join(str(size) for size in (lower, lower + unit) if size)
+        nearest = nearest_multiples(value, unit)
         raise UserError(f"{value} is not a multiple of {what}, {unit}", setting, f"nearest that work: {nearest}")
 
 

@@ -65,12 +65,5 @@ def calm_values(scores: CalmScores, patch_size: int) -> dict[str, object]:
         "tokens": scores.patches * patch_size,
     }
     if scores.brier is not None:
-        brier = scores.brier
-        values |= {
-            "brierlm": brier.brierlm,
-            "brierlm_low": brier.low,
-            "brierlm_high": brier.high,
-            "confidence": brier.confidence,
-            "brier": list(brier.brier),
-        }
+        values |= scores.brier.as_dict()
     return values
