@@ -1,4 +1,8 @@
-"""Settings of the small runs that tests train for real."""
+"""Settings of the small runs that tests train for real.
+
+Rate and initial weights are large and the autoencoder is trained for a while, so that within ten steps the losses show
+what every part computes: with smaller ones only the head's last bias moves, and a wrong backbone goes unseen.
+"""
 
 from pathlib import Path
 
@@ -7,13 +11,20 @@ VOCABULARY = 320
 
 COMMON = [
     f"model.vocab_size={VOCABULARY}", "model.patch_size=4", "model.hidden_size=32",
-    "model.ffn_hidden_size=64", "data.seq_length=64", "data.split='80,10,10'",
+    "model.ffn_hidden_size=64", "model.init_method_std=0.1", "data.seq_length=64", "data.split='80,10,10'",
     "train.train_iters=10", "train.global_batch_size=8", "train.micro_batch_size=2",
-    "optimizer.lr=1e-3", "optimizer.lr_decay_style=cosine", "optimizer.lr_warmup_iters=3",
+    "optimizer.lr=1e-2", "optimizer.lr_decay_style=cosine", "optimizer.lr_warmup_iters=3",
     "optimizer.lr_decay_iters=10",
     "evaluation.final_eval_iters=2", "logging.progress_bar=false", "logging.log_interval=5",
 ]  # fmt: skip
 AUTOENCODER = [*COMMON, "model.type=autoencoder", "model.latent_size=16"]
+TRAINED_AUTOENCODER = [
+    *AUTOENCODER,
+    "model.dropout=0.0",
+    "model.init_method_std=0.02",
+    "train.train_iters=150",
+    "optimizer.lr_decay_iters=150",
+]
 CALM = [
     *COMMON, "model.type=calm", "model.latent_size=16", "model.num_layers=2", "model.num_attention_heads=4",
     "model.num_query_groups=2", "model.head.num_layers=2", "model.head.num_samples=4",

@@ -82,6 +82,7 @@ class CheckpointStore:
         return {
             "world_size": self.grid.world_size,
             "tensor_model_parallel_size": self.grid.tensor_size,
+            "pipeline_model_parallel_size": self.grid.stages.size,
             "zero_stage": parallel.zero_stage,
             "precision": self.config.train.precision,
         }

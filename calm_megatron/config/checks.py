@@ -19,6 +19,7 @@ def check(config: RunConfig) -> None:
         *_schedule(config),
         *_precision(config),
         *_tensor_parallel(config),
+        *_pipeline_parallel(config),
     ]
     if problems:
         raise UserError("\n".join(problems), "the config of this run")
@@ -145,11 +146,31 @@ def _schedule(config: RunConfig) -> Iterator[str]:
 
 
 def _precision(config: RunConfig) -> Iterator[str]:
-    if config.train.precision == "bf16" and config.parallel.zero_stage == 0:
+    precision = config.train.precision
+    if precision != "fp32" and config.parallel.zero_stage == 0:
         yield (
-            "train.precision = bf16 with parallel.zero_stage = 0 would sum gradients in bf16 (DeepSpeed has no fp32 "
-            "accumulation there); use parallel.zero_stage=1, which costs no memory even on one rank"
+            f"train.precision = {precision} with parallel.zero_stage = 0 would sum gradients in {precision} (DeepSpeed "
+            "has no fp32 accumulation there); use parallel.zero_stage=1, which costs no memory even on one rank"
         )
+
+
+def _pipeline_parallel(config: RunConfig) -> Iterator[str]:
+    parallel, model = config.parallel, config.model
+    stages = parallel.pipeline_model_parallel_size
+    name = f"parallel.pipeline_model_parallel_size = {stages}"
+    if stages == 1:
+        return
+    if isinstance(model, AutoencoderConfig):
+        yield f"{name}: the autoencoder is trained by data-parallel ranks only; set it to 1"
+        return
+    if parallel.zero_stage > 1:
+        yield (
+            f"{name} with parallel.zero_stage = {parallel.zero_stage}: each micro-batch would reduce (2) or gather (3) "
+            "what the pipeline keeps until the step's end, so DeepSpeed refuses it; use parallel.zero_stage=1"
+        )
+    layers = model.num_layers + (model.head.num_layers + 4 if isinstance(model, CalmConfig) else 3)
+    if stages > layers:
+        yield f"{name}, but the model has {layers} layers, embedding and head included; set it to {layers} or fewer"
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[str]:

@@ -208,8 +208,8 @@ class TrainConfig(Section):
     """Sequences of one optimizer step, over all ranks."""
     rampup_batch_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """(start, increment, samples): the batch grows from `start` by `increment` at a time over `samples` samples."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the layers; bf16 keeps fp32 master weights and fp32 gradient sums."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the layers; bf16 and fp16 keep fp32 master weights and gradient sums, fp16 scales its loss."""
     recompute_granularity: Literal["none", "full"] = "none"
     """`full` keeps only each layer's input and computes the rest again in the backward pass."""
 
@@ -220,6 +220,8 @@ class ParallelConfig(Section):
 
     tensor_model_parallel_size: PositiveInt = 1
     """CALM: ranks that share each layer's matrices and the samples of the head."""
+    pipeline_model_parallel_size: PositiveInt = 1
+    """CALM: stages, each with a part of the layers of about the same cost; micro-batches pass through them (1F1B)."""
     sequence_parallel: Switch = False
     """Between the matrices, share the sequence among the tensor ranks too."""
     zero_stage: Annotated[int, Field(ge=0, le=3, strict=True)] = 0

@@ -1,7 +1,7 @@
 """Scores of a model on a split of the data: what validation during training and `tools/evaluate.py` both call.
 
 Sums and counts are added up over ranks before any mean is taken, and all noise is keyed by sequence, so that the scores
-do not depend on the layout. Under ZeRO-3 all ranks must call these functions together.
+do not depend on the layout. Under ZeRO-3 and with a pipeline all ranks must call these functions together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
 from calm_megatron.losses.reconstruction import reconstruction_loss
 from calm_megatron.model.autoencoder import Autoencoder
-from calm_megatron.model.calm import Calm, CalmNoise
+from calm_megatron.model.calm import Calm, KeyedNoise
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 
@@ -42,9 +42,9 @@ class EvaluationPlan:
         return evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences)
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over the ranks, in place."""
+        """Sum over the ranks, in place; of a pipeline only the last stage has something to add."""
         dist.all_reduce(values, group=self.grid.data_group)
-        return values
+        return self.grid.stages.total(values)
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,20 @@ def validate_calm(
 ) -> CalmScores:
     """Energy loss with N samples, and BrierLM from the first two of them, or the mean of several disjoint pairs."""
     config = model.config
-    K, device = config.patch_size, plan.grid.device
+    K, device, stages = config.patch_size, plan.grid.device, plan.grid.stages
     known = plan.dataset.sequences_per_epoch
     accumulator = BrierAccumulator(known, device=device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in plan.batches():
         ids_BT = batch.ids_BT.to(device)
         sequences, patches = batch.sequence_ids_B.tolist(), ids_BT.shape[1] // K - 1
-        noise = CalmNoise.draw(config, plan.streams, "evaluation", 0, sequences, patches)
+        noise = KeyedNoise(config, plan.streams, "evaluation", 0, sequences, patches)
         documents_BP = batch.documents_BP.to(device) if reset_attention_mask else None
-        terms, samples_NRZ = model.score(ids_BT, noise, documents_BP)
+        scored = model.score(ids_BT, noise, documents_BP, received=stages.receive())
+        if isinstance(scored, Tensor):
+            stages.send(scored)
+            continue
+        terms, samples_NRZ = scored
         rows = torch.tensor(float(len(terms.score)), device=device)
         sums += torch.stack([-terms.score.sum(), terms.spread.sum(), terms.distance.sum(), rows]).double()
         if K >= ORDERS and len(terms.score):

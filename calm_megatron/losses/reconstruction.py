@@ -16,6 +16,10 @@ class ReconstructionTerms(NamedTuple):
     kl: Tensor
     """Clipped KL in nats: sum over the latent elements, mean over patches."""
 
+    def named(self) -> dict[str, Tensor]:
+        """As they are logged."""
+        return {"loss": self.loss, "autoencoder/cross_entropy": self.cross_entropy, "autoencoder/kl": self.kl}
+
 
 def clipped_kl(mean_RZ: Tensor, log_std_RZ: Tensor, clamp: float) -> Tensor:
     """KL of N(mean, std^2) from N(0, 1), at least `clamp` nats per element; summed over Z, averaged over rows.

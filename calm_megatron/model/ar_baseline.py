@@ -5,6 +5,7 @@
 Hidden state t predicts token t + 1. Input and output embedding are two matrices, both cut over the vocabulary.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ class ArTerms(NamedTuple):
     loss: Tensor
     """Cross-entropy in nats, mean over the predicted tokens."""
 
+    def named(self) -> dict[str, Tensor]:
+        """As they are logged."""
+        return {"loss": self.loss}
+
 
 class ArBaseline(Backbone):
     """The model and its training loss."""
@@ -37,17 +42,20 @@ class ArBaseline(Backbone):
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
         ranks: TensorRanks | None = None,
+        held: Collection[str] | None = None,
     ) -> None:
         ranks = ranks or TensorRanks()
         core = transformer_config(config, dtype, ranks)
-        super().__init__(config, core, ranks, recompute)
+        super().__init__(config, core, ranks, recompute, held)
         self.config = config
         self.sharding = Sharding(config, ranks.rank, ranks.size)
-        self.embedding = TokenEmbedding(config, core, ranks)
+        self.embedding = TokenEmbedding(config, core, ranks) if self.holds("embedding") else None
         rows = padded_vocab_size(config.vocab_size, ranks.size)
-        self.output = ColumnParallelLinear(
-            config.hidden_size, rows, config=core, init_method=nn.init.zeros_, bias=False, gather_output=False
-        )
+        self.output: ColumnParallelLinear | None = None
+        if self.holds("output"):
+            self.output = ColumnParallelLinear(
+                config.hidden_size, rows, config=core, init_method=nn.init.zeros_, bias=False, gather_output=False
+            )
         part = rows // ranks.size
         self._rows_beyond = min(part, max(0, (ranks.rank + 1) * part - config.vocab_size))
         self.to(dtype)
@@ -55,24 +63,34 @@ class ArBaseline(Backbone):
     def initialise(self, seed: int) -> None:
         """Draw the initial weights."""
         initialise(self, seed, self.config.init_method_std, sharding=self.sharding)
-        self.embedding.zero_pad_row()
+        if self.embedding is not None:
+            self.embedding.zero_pad_row()
 
-    def forward(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> ArTerms:
-        """Mean cross-entropy of tokens 1 to T - 1.
+    def forward(
+        self, ids_BT: Tensor, documents_BT: Tensor | None = None, received: Tensor | None = None
+    ) -> ArTerms | Tensor:
+        """Mean cross-entropy of tokens 1 to T - 1; of a stage before the last, what it sends to the next.
 
         Args:
             ids_BT: token ids.
             documents_BT: document of each token, to keep attention within documents; none lets it reach across.
+            received: of a stage behind the first, what the stage before it sent.
         """
-        return ArTerms(self.losses(ids_BT, documents_BT).mean())
+        result = self.losses(ids_BT, documents_BT, received)
+        return result if self.output is None else ArTerms(result.mean())
 
-    def losses(self, ids_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """Cross-entropy in nats of each of tokens 1 to T - 1, shape (T - 1, B)."""
+    def losses(self, ids_BT: Tensor, documents_BT: Tensor | None = None, received: Tensor | None = None) -> Tensor:
+        """Cross-entropy in nats of each of tokens 1 to T - 1, shape (T - 1, B); otherwise as `forward`."""
         ids, documents = ids_BT, documents_BT
         if not self.ranks.sequence_parallel:
             # T divides among the ranks, T - 1 does not; the last token changes nothing before it.
             ids, documents = ids[:, :-1], None if documents is None else documents[:, :-1]
-        hidden_TBH = self.transform(self.embedding(ids), documents, None)
+        if self.embedding is not None:
+            received = self.embedding(ids)
+        assert received is not None, "a stage without the embedding goes on from what it receives"
+        hidden_TBH = self.transform(received, documents, None)
+        if self.output is None:
+            return hidden_TBH
         logits_TBv, _ = self.output(hidden_TBH)
         targets_TB = ids_BT[:, 1:].transpose(0, 1).contiguous()
         return next_token_loss(logits_TBv[: len(targets_TB)], targets_TB, self._rows_beyond)

@@ -4,7 +4,7 @@ megatron-core's order of axes is [sequence, batch, hidden]; here the sequence co
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
 import torch
@@ -100,57 +100,82 @@ def document_mask(documents_BP: Tensor) -> Tensor:
 class Backbone(nn.Module):
     """Transformer layers and the last norm: what CALM and the baseline are built around.
 
+    A pipeline stage holds some of the model's layers (plan/layers.py lists them), under the names of the whole model.
+
     Args:
         config: of the model.
         core: megatron-core's view of it.
         ranks: this rank among the tensor ranks.
         recompute: keep only each layer's input in training, and compute the layer again in the backward pass.
+        held: names of the layers of this stage; none holds the whole model.
     """
 
-    def __init__(self, config: BackboneConfig, core: TransformerConfig, ranks: TensorRanks, recompute: bool) -> None:
+    def __init__(
+        self,
+        config: BackboneConfig,
+        core: TransformerConfig,
+        ranks: TensorRanks,
+        recompute: bool,
+        held: Collection[str] | None,
+    ) -> None:
         super().__init__()
         self.ranks = ranks
         self.recompute = recompute
+        self.held = held
         self._head_size = config.hidden_size // config.num_attention_heads
         self._rotary_base = config.rotary_base
         spec = layer_spec()
-        self.layers = nn.ModuleList(
-            spec.module(core, spec.submodules, layer_number=number) for number in range(1, config.num_layers + 1)
+        self.layers = nn.ModuleDict(
+            {
+                str(number): spec.module(core, spec.submodules, layer_number=number + 1)
+                for number in range(config.num_layers)
+                if self.holds(f"layers.{number}")
+            }
         )
-        self.final_norm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.final_norm: RMSNorm | None = None
+        if self.holds("final_norm"):
+            self.final_norm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
         if ranks.sequence_parallel:
             for module in self.modules():
                 if isinstance(module, RMSNorm):
                     ranks.sum_gradients(module.weight)
 
+    def holds(self, layer: str) -> bool:
+        """Whether a layer of the model is here."""
+        return self.held is None or layer in self.held
+
     def transform(self, input_PBH: Tensor, documents_BP: Tensor | None, cache: KVCache | None) -> Tensor:
         """Hidden states (P, B, H); under sequence parallelism, input and output are this rank's part of P.
 
         Args:
-            input_PBH: embedded patches or tokens.
+            input_PBH: embedded patches or tokens, or what the stage before made of them.
             documents_BP: document of each, to keep attention within documents; none lets it reach across.
             cache: those before these; the new ones are appended to it.
         """
-        patches = len(input_PBH) * (self.ranks.size if self.ranks.sequence_parallel else 1)
-        start = cache.length if cache else 0
-        rotary = rotary_angles(self._head_size, self._rotary_base, start, patches, input_PBH.device)
-        mask = None if documents_BP is None else document_mask(documents_BP)
         hidden_PBH = input_PBH
-        with self._attached(cache):
-            for layer in self.layers:
-                if self.recompute and self.training:
-                    hidden_PBH = checkpoint(_run_layer, layer, hidden_PBH, mask, rotary, use_reentrant=False)
-                else:
-                    hidden_PBH = _run_layer(layer, hidden_PBH, mask, rotary)
-        if cache:
-            cache.advance(patches)
-        output: Tensor = self.final_norm(hidden_PBH)
-        return output
+        if self.layers:
+            patches = len(input_PBH) * (self.ranks.size if self.ranks.sequence_parallel else 1)
+            start = cache.length if cache else 0
+            rotary = rotary_angles(self._head_size, self._rotary_base, start, patches, input_PBH.device)
+            mask = None if documents_BP is None else document_mask(documents_BP)
+            with self._attached(cache):
+                for layer in self.layers.values():
+                    hidden_PBH = self.kept_or_recomputed(_run_layer, layer, hidden_PBH, mask, rotary)
+            if cache:
+                cache.advance(patches)
+        return hidden_PBH if self.final_norm is None else self.final_norm(hidden_PBH)
+
+    def kept_or_recomputed(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:
+        """The function's value; in training with recomputation, only its arguments are kept for the backward pass."""
+        if self.recompute and self.training:
+            output: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+            return output
+        return function(*arguments)
 
     @contextlib.contextmanager
     def _attached(self, cache: KVCache | None) -> Iterator[None]:
         path = "self_attention.core_attention"
-        attentions = [cast(CausalAttention, layer.get_submodule(path)) for layer in self.layers]
+        attentions = [cast(CausalAttention, layer.get_submodule(path)) for layer in self.layers.values()]
         for attention in attentions:
             attention.cache = cache
         try:

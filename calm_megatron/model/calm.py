@@ -4,9 +4,13 @@
 
 Hidden state j predicts patch j + 1; the first patch of a sequence is never predicted. The frozen autoencoder gives the
 targets; it is no part of the module tree.
+
+A pipeline stage is the same model with some of its layers: what reaches it from the stage before comes as `received`,
+and in place of the result it gives what goes to the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,25 +38,32 @@ class CalmNoise(NamedTuple):
     target_normal_MRZ: Tensor
     """N(0, 1) of the target samples."""
 
-    @classmethod
-    def draw(
-        cls,
-        config: CalmConfig,
-        streams: RandomStreams,
-        purpose: str,
-        step: int,
-        sequences: Sequence[int],
-        patches: int,
-    ) -> "CalmNoise":
-        """The noise of `patches` predicted patches of each sequence, rows in the order (sequence, patch)."""
-        head = config.head
-        uniform = streams.uniform(f"{purpose} head", step, sequences, (patches, head.num_samples, head.noise_size))
-        target_shape = (patches, head.num_target_samples, config.latent_size)
-        normal = streams.normal(f"{purpose} target", step, sequences, target_shape)
-        return cls(
-            head_uniform_NRn=uniform.flatten(0, 1).transpose(0, 1) - 0.5,
-            target_normal_MRZ=normal.flatten(0, 1).transpose(0, 1),
-        )
+
+@dataclass(frozen=True)
+class KeyedNoise:
+    """The same, drawn from keyed streams when it is used: not every pipeline stage uses both."""
+
+    config: CalmConfig
+    streams: RandomStreams
+    purpose: str
+    step: int
+    sequences: Sequence[int]
+    patches: int
+    """Predicted patches of each sequence; rows are in the order (sequence, patch)."""
+
+    @property
+    def head_uniform_NRn(self) -> Tensor:
+        """U[-0.5, 0.5) that the head turns into samples."""
+        shape = (self.patches, self.config.head.num_samples, self.config.head.noise_size)
+        drawn = self.streams.uniform(f"{self.purpose} head", self.step, self.sequences, shape)
+        return drawn.flatten(0, 1).transpose(0, 1) - 0.5
+
+    @property
+    def target_normal_MRZ(self) -> Tensor:
+        """N(0, 1) of the target samples."""
+        shape = (self.patches, self.config.head.num_target_samples, self.config.latent_size)
+        drawn = self.streams.normal(f"{self.purpose} target", self.step, self.sequences, shape)
+        return drawn.flatten(0, 1).transpose(0, 1)
 
 
 class CalmTerms(NamedTuple):
@@ -64,6 +75,14 @@ class CalmTerms(NamedTuple):
     """Mean distance among the model's samples."""
     distance: Tensor
     """Mean distance of the model's samples to the targets."""
+
+    def named(self) -> dict[str, Tensor]:
+        """As they are logged."""
+        return {
+            "loss": self.loss,
+            "energy/distance_samples": self.spread,
+            "energy/distance_targets": self.distance,
+        }
 
 
 class Calm(Backbone):
@@ -77,16 +96,17 @@ class Calm(Backbone):
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
         ranks: TensorRanks | None = None,
+        held: Collection[str] | None = None,
     ) -> None:
         check_autoencoder(config, autoencoder.config)
         ranks = ranks or TensorRanks()
         core = transformer_config(config, dtype, ranks)
-        super().__init__(config, core, ranks, recompute)
+        super().__init__(config, core, ranks, recompute, held)
         self.config = config
         self.sharding = Sharding(config, ranks.rank, ranks.size)
         self.autoencoder = autoencoder
-        self.patch_embedding = PatchEmbedding(config, core, ranks)
-        self.head = EnergyHead(config)
+        self.patch_embedding = PatchEmbedding(config, core, ranks) if self.holds("patch_embedding") else None
+        self.head = EnergyHead(config, self.holds)
         for weight in self.head.parameters():
             ranks.sum_gradients(weight)
         self.to(dtype)
@@ -94,35 +114,48 @@ class Calm(Backbone):
     def initialise(self, seed: int) -> None:
         """Draw the initial weights; the head's last layer and the pad token's row start at zero."""
         zero = ("head.output.linear_out.weight", "head.output.linear_out.bias")
-        initialise(self, seed, self.config.init_method_std, zero, self.sharding)
-        if self.patch_embedding.embedding is not None:
+        initialise(self, seed, self.config.init_method_std, zero if self.head.output else (), self.sharding)
+        if self.patch_embedding is not None and self.patch_embedding.embedding is not None:
             self.patch_embedding.embedding.zero_pad_row()
 
     def new_cache(self, batch_size: int, max_patches: int) -> KVCache:
-        """An empty cache for generation."""
-        return KVCache(self.config, batch_size, max_patches, like=self.final_norm.weight)
+        """An empty cache for generation with the whole model."""
+        return KVCache(self.config, batch_size, max_patches, like=next(self.parameters()))
 
     def hidden_states(self, ids_BT: Tensor, documents_BP: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """Hidden states (B, P, H) of the given whole patches.
+        """Hidden states (B, P, H) of the given whole patches, from the whole model.
 
         Args:
             ids_BT: token ids, T = P * K.
             documents_BP: document of each patch, to keep attention within documents; none lets it reach across.
             cache: the patches before these; the new ones are appended to it.
         """
-        hidden_PBH = self.transform(self.patch_embedding(self._input(ids_BT)), documents_BP, cache)
+        hidden_PBH = self.transform(self._embed(ids_BT, None), documents_BP, cache)
         return self.ranks.to_partial_work(hidden_PBH).transpose(0, 1)
 
     def forward(
-        self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
-    ) -> CalmTerms:
+        self,
+        ids_BT: Tensor,
+        noise: CalmNoise | KeyedNoise,
+        documents_BP: Tensor | None = None,
+        kept_BP: Tensor | None = None,
+        received: Tensor | None = None,
+    ) -> CalmTerms | Tensor:
         """Training loss: the mean over the predicted patches of the negative energy score. Arguments as in `score`."""
-        terms, _ = self.score(ids_BT, noise, documents_BP, kept_BP)
+        scored = self.score(ids_BT, noise, documents_BP, kept_BP, received)
+        if isinstance(scored, Tensor):
+            return scored
+        terms, _ = scored
         return CalmTerms(-terms.score.mean(), terms.spread.mean(), terms.distance.mean())
 
     def score(
-        self, ids_BT: Tensor, noise: CalmNoise, documents_BP: Tensor | None = None, kept_BP: Tensor | None = None
-    ) -> tuple[EnergyTerms, Tensor]:
+        self,
+        ids_BT: Tensor,
+        noise: CalmNoise | KeyedNoise,
+        documents_BP: Tensor | None = None,
+        kept_BP: Tensor | None = None,
+        received: Tensor | None = None,
+    ) -> tuple[EnergyTerms, Tensor] | Tensor:
         """Energy terms (R,) and samples (N, R, Z) of the predicted patches.
 
         Args:
@@ -130,34 +163,58 @@ class Calm(Backbone):
             noise: for R = B * (P - 1) rows in row-major order, or for the kept ones alone.
             documents_BP: see `hidden_states`.
             kept_BP: False leaves a patch out; none keeps all.
+            received: of a stage behind the first, what the stage before it sent.
+
+        Returns:
+            Of a stage before the last, what it sends to the next.
         """
-        K = self.config.patch_size
-        hidden_RH = self._hidden_before_each_target(ids_BT, documents_BP).flatten(0, 1)
-        target_ids_RK = ids_BT[:, K:].unflatten(1, (-1, K)).flatten(0, 1)
-        if kept_BP is not None:
-            kept_R = kept_BP[:, 1:].flatten()
-            hidden_RH, target_ids_RK = hidden_RH[kept_R], target_ids_RK[kept_R]
-        mean_RZ, log_std_RZ = self.autoencoder.encode(target_ids_RK, for_training=self.training)
-        # Each tensor rank draws its share of the samples with its copy of the head; samples, not activations, travel.
-        own_noise_NRn = self.ranks.own_rows(noise.head_uniform_NRn)
-        samples_NRZ = self.ranks.gather_samples(self.head.sample(hidden_RH, own_noise_NRn))
+        kept_R = None if kept_BP is None else kept_BP[:, 1:].flatten()
+        state = self._before_head(ids_BT, documents_BP, received)
+        own_noise_NRn = None
+        if self.head.input is not None:
+            state = self._rows(state, ids_BT, kept_R)
+            # Each tensor rank draws its share of the samples with its copy of the head; samples, not activations, travel.
+            own_noise_NRn = self.ranks.own_rows(noise.head_uniform_NRn)
+        if self.head.is_here:
+            state = self.head.sample(state, own_noise_NRn, self.kept_or_recomputed)
+        if self.head.output is None:
+            return state
+        samples_NRZ = self.ranks.gather_samples(state)
+        target_ids_RK = ids_BT[:, self.config.patch_size :].unflatten(1, (-1, self.config.patch_size)).flatten(0, 1)
+        mean_RZ, log_std_RZ = self.autoencoder.encode(
+            target_ids_RK if kept_R is None else target_ids_RK[kept_R], for_training=self.training
+        )
         beta = self.config.head.beta
         return energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise.target_normal_MRZ, beta), samples_NRZ
 
-    def _hidden_before_each_target(self, ids_BT: Tensor, documents_BP: Tensor | None) -> Tensor:
-        """Hidden states (B, P - 1, H) of all patches but the last."""
-        if self.ranks.sequence_parallel:
-            # P divides among the ranks, P - 1 does not; the last patch changes nothing before it.
-            return self.hidden_states(ids_BT, documents_BP)[:, :-1]
-        before = None if documents_BP is None else documents_BP[:, :-1]
-        return self.hidden_states(ids_BT[:, : -self.config.patch_size], before)
+    def _before_head(self, ids_BT: Tensor, documents_BP: Tensor | None, received: Tensor | None) -> Tensor:
+        """What embedding and layers of this stage come to: hidden states (P', B, H); `received` where it has none."""
+        if not self.ranks.sequence_parallel:
+            # The last patch predicts nothing. Under sequence parallelism it stays, as P divides among the ranks and
+            # P - 1 does not; it changes nothing before it.
+            ids_BT = ids_BT[:, : -self.config.patch_size]
+            documents_BP = None if documents_BP is None else documents_BP[:, :-1]
+        return self.transform(self._embed(ids_BT, received), documents_BP, None)
+
+    def _rows(self, hidden_PBH: Tensor, ids_BT: Tensor, kept_R: Tensor | None) -> Tensor:
+        """Hidden states (R, H) before each target, whole on every tensor rank."""
+        predicted = ids_BT.shape[1] // self.config.patch_size - 1
+        hidden_RH = self.ranks.to_partial_work(hidden_PBH)[:predicted].transpose(0, 1).flatten(0, 1)
+        return hidden_RH if kept_R is None else hidden_RH[kept_R]
+
+    def _embed(self, ids_BT: Tensor, received: Tensor | None) -> Tensor:
+        if self.patch_embedding is not None:
+            embedded: Tensor = self.patch_embedding(self._input(ids_BT))
+            return embedded
+        assert received is not None, "a stage without the embedding goes on from what it receives"
+        return received
 
     def _input(self, ids_BT: Tensor) -> Tensor:
         if self.config.input == "tokens":
             return ids_BT
         patches_RK = ids_BT.unflatten(1, (-1, self.config.patch_size)).flatten(0, 1)
         mean_RZ, _ = self.autoencoder.encode(patches_RK)
-        latents_BPZ: Tensor = mean_RZ.unflatten(0, (ids_BT.shape[0], -1)).to(self.final_norm.weight.dtype)
+        latents_BPZ: Tensor = mean_RZ.unflatten(0, (ids_BT.shape[0], -1)).to(next(self.parameters()).dtype)
         return latents_BPZ
 
 

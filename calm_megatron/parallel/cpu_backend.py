@@ -7,6 +7,8 @@ import os
 
 import torch
 
+from calm_megatron.config.errors import UserError
+
 ON_CPU = not torch.cuda.is_available()
 
 if ON_CPU:
@@ -31,6 +33,12 @@ def place_megatron_buffers_on_cpu() -> None:
     """megatron-core allocates what it gathers on `torch.cuda.current_device()`; let that be the CPU where it is all."""
     if ON_CPU:
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+
+
+def refuse_fp16() -> None:
+    """Raise a `UserError` where there is no arithmetic in fp16; needs no process group."""
+    if ON_CPU and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise UserError("this CPU cannot calculate in fp16", "train.precision = fp16", "use bf16 or fp32, or a GPU")
 
 
 def device(local_rank: int) -> torch.device:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.parallel import cpu_backend
+from calm_megatron.parallel.pipeline_ranks import PipelineRanks
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Grid:
     tensor_rank: int = 0
     tensor_size: int = 1
     tensor_group: dist.ProcessGroup | None = None
+    stages: PipelineRanks = field(default_factory=PipelineRanks)
+    """This rank's pipeline: those that hold the other layers of the same model."""
 
     @property
     def is_main(self) -> bool:
@@ -34,29 +37,32 @@ class Grid:
         return self.rank == 0
 
 
-def data_parallel_size(tensor_size: int) -> int:
+def data_parallel_size(tensor_size: int, pipeline_size: int) -> int:
     """Data ranks in the world that the launcher announces (1 without a launcher), before any group exists.
 
     Raises:
-        UserError: the tensor ranks do not divide the world.
+        UserError: the ranks of one model do not divide the world.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world % tensor_size:
+    ranks = tensor_size * pipeline_size
+    if world % ranks:
         works = " or ".join(str(size) for size in range(1, world + 1) if world % size == 0)
         raise UserError(
-            f"parallel.tensor_model_parallel_size = {tensor_size} does not divide the {world} ranks that were started",
+            f"parallel.tensor_model_parallel_size * pipeline_model_parallel_size = {tensor_size} * {pipeline_size} "
+            f"does not divide the {world} ranks that were started",
             "the launcher's WORLD_SIZE",
-            f"start a multiple of {tensor_size} ranks, or set it to {works}",
+            f"start a multiple of {ranks} ranks, or bring the product to {works}",
         )
-    return world // tensor_size
+    return world // ranks
 
 
-def start(timeout_minutes: float = 10.0, tensor_size: int = 1) -> Grid:
+def start(timeout_minutes: float = 10.0, tensor_size: int = 1, pipeline_size: int = 1) -> Grid:
     """Join the process groups of this run; without a launcher (torchrun, srun) a world of one rank.
 
     Args:
         timeout_minutes: how long to wait for the other ranks.
         tensor_size: ranks that share the model's matrices: neighbours, as they talk the most.
+        pipeline_size: stages, each with its part of the layers: the farthest apart, as they talk the least.
 
     Raises:
         UserError: when the other ranks do not answer.
@@ -68,11 +74,13 @@ def start(timeout_minutes: float = 10.0, tensor_size: int = 1) -> Grid:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(timedelta(minutes=timeout_minutes))
-    ready = parallel_state.model_parallel_is_initialized()
-    if ready and parallel_state.get_tensor_model_parallel_world_size() != tensor_size:
+    if parallel_state.model_parallel_is_initialized() and (tensor_size, pipeline_size) != (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+    ):
         parallel_state.destroy_model_parallel()
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_size, create_gloo_process_groups=False)
+        parallel_state.initialize_model_parallel(tensor_size, pipeline_size, create_gloo_process_groups=False)
     return Grid(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -83,6 +91,7 @@ def start(timeout_minutes: float = 10.0, tensor_size: int = 1) -> Grid:
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
         tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        stages=PipelineRanks.of_this_process(device),
     )
 
 

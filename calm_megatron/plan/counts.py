@@ -4,54 +4,37 @@ The closed formulae agree with the built models to the last parameter (tests/pla
 """
 
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, BackboneConfig, CalmConfig
+from calm_megatron.plan.shapes import decoder, encoder, model_layers
 
 
 def autoencoder_parameters(config: AutoencoderConfig) -> dict[str, int]:
     """Parameters of the autoencoder; input and output embedding are one matrix."""
-    H, Z, K = config.hidden_size, config.latent_size, config.patch_size
-    layer = 3 * H * config.ffn_hidden_size + H
     return {
-        "embedding": config.vocab_size * H,
-        "encoder": config.num_encoder_layers * layer + _linear(K * H, H) + H + _linear(H, 2 * Z),
-        "decoder": _linear(Z, H) + config.num_decoder_layers * layer + _linear(H, K * H) + H,
+        "embedding": config.vocab_size * config.hidden_size,
+        "encoder": encoder(config).parameters,
+        "decoder": decoder(config).parameters,
     }
 
 
 def calm_parameters(config: CalmConfig) -> dict[str, int]:
     """Parameters of CALM, without the frozen autoencoder."""
-    H, K = config.hidden_size, config.patch_size
-    from_tokens = config.input == "tokens"
+    embedding = config.vocab_size * config.hidden_size if config.input == "tokens" else 0
     return {
-        "embedding": config.vocab_size * H if from_tokens else 0,
-        "compression": _linear(K * H if from_tokens else config.latent_size, 2 * H) + _linear(2 * H, H) + 2 * H,
-        "backbone": config.num_layers * _transformer_layer(config) + H,
-        "head": _energy_head(config),
+        "embedding": embedding,
+        "compression": _sum(config, "patch_embedding") - embedding,
+        "backbone": _sum(config, "layers.", "final_norm"),
+        "head": _sum(config, "head."),
     }
 
 
 def ar_parameters(config: ArConfig) -> dict[str, int]:
     """Parameters of the token-level baseline."""
-    H = config.hidden_size
     return {
-        "embedding": config.vocab_size * H,
-        "backbone": config.num_layers * _transformer_layer(config) + H,
-        "output": config.vocab_size * H,
+        "embedding": _sum(config, "embedding"),
+        "backbone": _sum(config, "layers.", "final_norm"),
+        "output": _sum(config, "output"),
     }
 
 
-def _transformer_layer(config: BackboneConfig) -> int:
-    H, heads = config.hidden_size, config.num_attention_heads
-    groups = config.num_query_groups or heads
-    attention = 2 * H * H + 2 * H * (H // heads * groups)
-    return attention + 3 * H * config.ffn_hidden_size + 2 * H
-
-
-def _energy_head(config: CalmConfig) -> int:
-    H, norm = config.hidden_size, 2 * config.hidden_size
-    block = norm + _linear(2 * H, H) + _linear(H, H) + _linear(H, 2 * H) + _linear(H, H)
-    inputs = _linear(config.head.noise_size, H) + _linear(H, H) + 2 * norm
-    return inputs + config.head.num_layers * block + norm + _linear(H, H) + _linear(H, config.latent_size)
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+def _sum(model: BackboneConfig, *prefixes: str) -> int:
+    return sum(layer.parameters for name, layer in model_layers(model).items() if name.startswith(prefixes))

@@ -96,7 +96,7 @@ def curves(title: str, lines: Sequence[Line], size: Size = "large", from_zero: b
         for line, colour in zip(drawn, COLOURS, strict=False):
             _draw(axes, line, colour)
         if from_zero:
-            axes.set_ylim(0, 1.15 * max(everything))
+            axes.set_ylim(0, 1.15 * max(everything) or 1)
             _linear_ticks(axes)
         elif _spans_decades(everything):
             axes.set_yscale("log")

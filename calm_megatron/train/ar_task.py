@@ -13,11 +13,13 @@ from calm_megatron.model.ar_baseline import ArBaseline, ArTerms
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.parallel.tensor_ranks import TensorRanks
-from calm_megatron.train.task import dtype_of, evaluation_plan
+from calm_megatron.train.task import dtype_of, evaluation_plan, held_layers
 
 
 class ArTask:
     """Cross-entropy of the next token."""
+
+    term_names: tuple[str, ...] = ("loss",)
 
     def __init__(self, config: RunConfig, model: ArConfig, data: DataSplits, grid: Grid) -> None:
         self.config, self.model, self.data, self.grid = config, model, data, grid
@@ -25,25 +27,32 @@ class ArTask:
 
     def build(self) -> nn.Module:
         """The baseline with its initial weights."""
-        recompute = self.config.train.recompute_granularity == "full"
-        ranks = TensorRanks.of_this_process(self.config.parallel.sequence_parallel)
-        module = ArBaseline(self.model, recompute=recompute, ranks=ranks)
+        module = ArBaseline(
+            self.model,
+            recompute=self.config.train.recompute_granularity == "full",
+            ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
+            held=held_layers(self.config, self.grid),
+        )
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 
-    def terms(self, module: Callable[..., ArTerms], batch: Batch, step: int) -> dict[str, Tensor]:
+    def forward(self, module: Callable[..., ArTerms | Tensor], batch: Batch, step: int) -> ArTerms | Tensor:
         """Cross-entropy in nats per token."""
-        return {"loss": module(batch.ids_BT.to(self.grid.device), self._documents(batch)).loss}
+        return module(batch.ids_BT.to(self.grid.device), self._documents(batch))
 
     @torch.no_grad()
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
         """Cross-entropy and perplexity over all predicted tokens of the split."""
         plan = evaluation_plan(self.config, self.data, split, eval_iters, self.grid, self.streams)
+        model = cast(ArBaseline, module)
         sums = torch.zeros(2, dtype=torch.float64, device=self.grid.device)
         for batch in plan.batches():
             ids_BT = batch.ids_BT.to(self.grid.device)
-            losses_TB = cast(ArBaseline, module).losses(ids_BT, self._documents(batch))
-            sums += torch.stack([losses_TB.double().sum(), sums.new_tensor(losses_TB.numel())])
+            result = model.losses(ids_BT, self._documents(batch), self.grid.stages.receive())
+            if not self.grid.stages.is_last:
+                self.grid.stages.send(result)
+                continue
+            sums += torch.stack([result.double().sum(), sums.new_tensor(result.numel())])
         loss, tokens = plan.total(sums).tolist()
         mean = loss / tokens
         return {"task": "ar", "split": split, "loss": mean, "perplexity": math.exp(mean), "tokens": int(tokens)}

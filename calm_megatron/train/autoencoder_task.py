@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from calm_megatron.config.schema import AutoencoderConfig, RunConfig
 from calm_megatron.data.loader import Batch, DataSplits
@@ -19,6 +19,8 @@ from calm_megatron.train.task import dtype_of, evaluation_plan
 class AutoencoderTask:
     """Cross-entropy and clipped KL on batches of patches."""
 
+    term_names: tuple[str, ...] = ("loss", "autoencoder/cross_entropy", "autoencoder/kl")
+
     def __init__(self, config: RunConfig, model: AutoencoderConfig, data: DataSplits, grid: Grid) -> None:
         self.config, self.model, self.data, self.grid = config, model, data, grid
         self.streams = RandomStreams(config.run.seed, grid.device)
@@ -29,13 +31,12 @@ class AutoencoderTask:
         initialise(module, self.config.run.seed, self.model.init_method_std)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 
-    def terms(self, module: Callable[..., ReconstructionTerms], batch: Batch, step: int) -> dict[str, Tensor]:
+    def forward(self, module: Callable[..., ReconstructionTerms], batch: Batch, step: int) -> ReconstructionTerms:
         """Loss, cross-entropy (nats per token) and clipped KL (nats per patch)."""
         ids_RK = batch.ids_BT.to(self.grid.device).view(-1, self.model.patch_size)
         sequences = batch.sequence_ids_B.tolist()
         noise = AutoencoderNoise.draw(self.model, self.streams, step, sequences, len(ids_RK) // len(sequences))
-        terms = module(ids_RK, noise)
-        return {"loss": terms.loss, "autoencoder/cross_entropy": terms.cross_entropy, "autoencoder/kl": terms.kl}
+        return module(ids_RK, noise)
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
         """Accuracies, robustness, collapsed dimensions."""

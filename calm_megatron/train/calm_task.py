@@ -9,15 +9,17 @@ from calm_megatron.config.schema import CalmConfig, RunConfig
 from calm_megatron.data.loader import Batch, DataSplits
 from calm_megatron.evaluate.validation import CalmScores, validate_calm
 from calm_megatron.model.autoencoder import FrozenAutoencoder
-from calm_megatron.model.calm import Calm, CalmNoise, CalmTerms, check_autoencoder
+from calm_megatron.model.calm import Calm, CalmTerms, KeyedNoise, check_autoencoder
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.parallel.tensor_ranks import TensorRanks
-from calm_megatron.train.task import dtype_of, evaluation_plan
+from calm_megatron.train.task import dtype_of, evaluation_plan, held_layers
 
 
 class CalmTask:
     """The energy score of samples of the next vector, against the frozen autoencoder's posterior."""
+
+    term_names: tuple[str, ...] = ("loss", "energy/distance_samples", "energy/distance_targets")
 
     def __init__(self, config: RunConfig, model: CalmConfig, data: DataSplits, grid: Grid) -> None:
         self.config, self.model, self.data, self.grid = config, model, data, grid
@@ -28,24 +30,23 @@ class CalmTask:
 
     def build(self) -> nn.Module:
         """CALM with its initial weights."""
-        recompute = self.config.train.recompute_granularity == "full"
-        ranks = TensorRanks.of_this_process(self.config.parallel.sequence_parallel)
-        module = Calm(self.model, self.autoencoder, recompute=recompute, ranks=ranks)
+        module = Calm(
+            self.model,
+            self.autoencoder,
+            recompute=self.config.train.recompute_granularity == "full",
+            ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
+            held=held_layers(self.config, self.grid, self.autoencoder.config),
+        )
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 
-    def terms(self, module: Callable[..., CalmTerms], batch: Batch, step: int) -> dict[str, Tensor]:
+    def forward(self, module: Callable[..., CalmTerms | Tensor], batch: Batch, step: int) -> CalmTerms | Tensor:
         """Loss and the two distances of the energy score."""
         ids_BT = batch.ids_BT.to(self.grid.device)
         patches = ids_BT.shape[1] // self.model.patch_size - 1
-        noise = CalmNoise.draw(self.model, self.streams, "training", step, batch.sequence_ids_B.tolist(), patches)
+        noise = KeyedNoise(self.model, self.streams, "training", step, batch.sequence_ids_B.tolist(), patches)
         documents_BP = batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None
-        terms = module(ids_BT, noise, documents_BP)
-        return {
-            "loss": terms.loss,
-            "energy/distance_samples": terms.spread,
-            "energy/distance_targets": terms.distance,
-        }
+        return module(ids_BT, noise, documents_BP)
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
         """Energy loss and, for K >= 4, BrierLM."""

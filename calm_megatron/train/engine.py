@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -23,7 +24,7 @@ from calm_megatron.parallel.mpu import ModelParallelUnit
 from calm_megatron.parallel.replicas import check_replicas
 from calm_megatron.train.optimizer import build_optimizer
 from calm_megatron.train.schedule import learning_rate
-from calm_megatron.train.task import Task
+from calm_megatron.train.task import Task, Terms
 
 _STATE = "engine"
 
@@ -34,27 +35,18 @@ class Engine:
     def __init__(self, task: Task, config: RunConfig, grid: Grid) -> None:
         deepspeed_logger.setLevel(logging.WARNING)
         self.task, self.config, self.grid = task, config, grid
-        module = task.build()
-        self.sharding: Sharding | None = getattr(module, "sharding", None)
-        for name, weight in module.named_parameters():
+        self.model = task.build()
+        """The task's model, or this pipeline stage's part of it; under ZeRO-3 its weights are there only while it runs."""
+        self.sharding: Sharding | None = getattr(self.model, "sharding", None)
+        for name, weight in self.model.named_parameters():
             # DeepSpeed counts a weight's gradient on every tensor rank if it is cut, else on the first alone.
             weight.tensor_model_parallel = self.sharding is not None and self.sharding.is_cut(name)  # type: ignore[attr-defined]
+        self.parameters = self._count_parameters()
+        """Weights of the whole model."""
         per_step = config.train.micro_batch_size * grid.data_parallel_size
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the memory in use, whatever its log level
-            self.engine, *_ = deepspeed.initialize(
-                model=module,
-                optimizer=build_optimizer(module, config.optimizer),
-                config=deepspeed_json(config, micro_batches=config.train.global_batch_size // per_step),
-                dist_init_required=False,
-                mpu=ModelParallelUnit(),
-            )
-
-    @property
-    def module(self) -> nn.Module:
-        """The task's module; under ZeRO-3 its weights are there only while it runs."""
-        module: nn.Module = self.engine.module
-        return module
+            self.engine = self._initialise(deepspeed_json(config, config.train.global_batch_size // per_step))
 
     def train_step(self, micro_batches: Sequence[Batch], step: int) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; returns the global means of the task's terms and more.
@@ -62,29 +54,52 @@ class Engine:
         Raises:
             UserError: when the loss or the gradient norm is not finite, on all ranks alike.
         """
-        self.engine.train()
+        self.model.train()
         rate = learning_rate(step, self.config.optimizer, self.config.train.train_iters)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self._expect(len(micro_batches))
-        sums: dict[str, Tensor] = {}
+        means, norm = self._accumulate_and_update(micro_batches, step)
+        values = {**means, "learning_rate": rate, "grad_norm": norm}
+        if self.config.train.precision == "fp16":
+            # A scale too large shows in infinite gradients; their step changes no weight, and counts like any other.
+            values |= {
+                "loss_scale": float(self.engine.optimizer.loss_scale),
+                "skipped": float(self.engine.skipped_steps),
+            }
+            if not self.engine.was_step_applied():
+                return {name: value for name, value in values.items() if name != "grad_norm"}
+        demand_finite("gradient norm", norm, step)
+        return values
+
+    def _initialise(self, settings: dict[str, Any]) -> Any:
+        """DeepSpeed's engine around the model."""
+        engine, *_ = deepspeed.initialize(
+            model=self.model,
+            optimizer=build_optimizer(self.model, self.config.optimizer),
+            config=settings,
+            dist_init_required=False,
+            mpu=ModelParallelUnit(),
+        )
+        return engine
+
+    def _accumulate_and_update(self, micro_batches: Sequence[Batch], step: int) -> tuple[dict[str, float], float]:
+        """Forward and backward passes and the optimizer step; returns the terms and the gradient norm."""
+        sums = TermSums(self.task.term_names, self.grid)
         for number, batch in enumerate(micro_batches, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            terms = self.task.terms(self.engine, batch, step)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().double()
+            terms = self.task.forward(self.engine, batch, step)
+            assert not isinstance(terms, Tensor), "the whole model gives terms"
+            sums.add(terms)
             if number == len(micro_batches):
-                means = self._global_means(sums, len(micro_batches))
-                _demand_finite("loss", means["loss"], step)
-            self.engine.backward(terms["loss"])
+                means = sums.means(len(micro_batches))
+                demand_finite("loss", means["loss"], step)
+            self.engine.backward(terms.loss)
             if number < len(micro_batches):
                 self.engine.step()
         norm = self._clipped_norm()
         self.engine.step()
-        if norm is None:
-            norm = float(self.engine.get_global_grad_norm())
-        _demand_finite("gradient norm", norm, step)
-        return {**means, "learning_rate": rate, "grad_norm": norm}
+        return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
 
     def save(self, directory: Path) -> None:
         """Write this rank's part of weights and optimizer state; called by all ranks."""
@@ -99,12 +114,26 @@ class Engine:
     def whole_weights(self) -> dict[str, Tensor]:
         """All weights, whole, on CPU, at the main rank; empty elsewhere. Called by all ranks."""
         weights: dict[str, Tensor] = {}
-        for name, weight in self.module.named_parameters():
+        # The pipeline of the first tensor and data rank: its first stage is the main rank.
+        collects = self.grid.data_rank == 0 and self.grid.tensor_rank == 0
+        for name, weight in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([weight], enabled=self.config.parallel.zero_stage == 3):
                 whole = self._whole(name, weight.detach())
-                if self.grid.is_main:
+                if collects:
                     weights[name] = whole.cpu().clone()
-        return weights
+        return self._of_all_stages(weights) if collects else {}
+
+    def _of_all_stages(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of all stages at the first, tensor by tensor."""
+        stages = self.grid.stages
+        names = stages.collect(list(own))
+        if not stages.is_first:
+            for weight in own.values():
+                stages.send(weight.to(self.grid.device), stage=0)
+            return {}
+        for stage, theirs in enumerate(names[1:], start=1):
+            own |= {name: stages.receive_from(stage).cpu() for name in theirs}
+        return own
 
     def check_replicas(self) -> None:
         """Compare the ranks' copies of weights bit by bit; called by all ranks.
@@ -113,7 +142,7 @@ class Engine:
             UserError: some differ.
         """
         # Under ZeRO-3 a rank keeps its share of a weight only, of which the tensor ranks of its data rank have copies.
-        weights = {name: getattr(weight, "ds_tensor", weight) for name, weight in self.module.named_parameters()}
+        weights = {name: getattr(weight, "ds_tensor", weight) for name, weight in self.model.named_parameters()}
         copied = {
             name: weight for name, weight in weights.items() if not (self.sharding and self.sharding.is_cut(name))
         }
@@ -134,16 +163,24 @@ class Engine:
             per_step = self.config.train.micro_batch_size * self.grid.data_parallel_size
             self.engine.set_train_batch_size(micro_batches * per_step)
 
+    def _count_parameters(self) -> int:
+        shapes = self.model.named_parameters()
+        whole = (
+            self.sharding.whole_shape(name, weight.shape) if self.sharding else weight.shape for name, weight in shapes
+        )
+        count = torch.tensor(sum(map(math.prod, whole)), dtype=torch.int64, device=self.grid.device)
+        return int(self.grid.stages.total(count))
+
     def _clipped_norm(self) -> float | None:
         """Norm before clipping, where DeepSpeed does not clip (ZeRO 0); the ranks' gradients are averaged by now."""
         if self.config.parallel.zero_stage > 0:
             return None
         limit = self.config.optimizer.clip_grad or math.inf
-        weights = list(self.module.parameters())
+        weights = list(self.model.parameters())
         squares = torch.stack([self._squares(weights, cut=False), self._squares(weights, cut=True)])
         if self.grid.tensor_size > 1:
             dist.all_reduce(squares[1:], group=self.grid.tensor_group)
-        norm = squares.sum().sqrt()
+        norm = self.grid.stages.total(squares.sum()).sqrt()
         nn.utils.clip_grads_with_norm_(weights, limit, norm)
         return float(norm)
 
@@ -156,14 +193,28 @@ class Engine:
         ]
         return nn.utils.get_total_norm(gradients).square() if gradients else torch.zeros((), device=self.grid.device)
 
-    def _global_means(self, sums: dict[str, Tensor], micro_batches: int) -> dict[str, float]:
-        names = sorted(sums)
-        vector = torch.stack([sums[name] for name in names]) / (micro_batches * self.grid.data_parallel_size)
-        dist.all_reduce(vector, group=self.grid.data_group)
-        return dict(zip(names, vector.tolist(), strict=True))
+
+class TermSums:
+    """Training terms of a step, summed over the micro-batches of this rank, then averaged over all."""
+
+    def __init__(self, names: Sequence[str], grid: Grid) -> None:
+        self.names, self.grid = names, grid
+        self._sums = torch.zeros(len(names), dtype=torch.float64, device=grid.device)
+
+    def add(self, terms: Terms) -> None:
+        """Count a micro-batch."""
+        named = terms.named()
+        self._sums += torch.stack([named[name].detach().double() for name in self.names])
+
+    def means(self, micro_batches: int) -> dict[str, float]:
+        """Means over all micro-batches of all data ranks; all ranks call, of a pipeline only the last stage has added."""
+        means = self._sums / (micro_batches * self.grid.data_parallel_size)
+        dist.all_reduce(means, group=self.grid.data_group)
+        return dict(zip(self.names, self.grid.stages.total(means).tolist(), strict=True))
 
 
-def _demand_finite(what: str, value: float, step: int) -> None:
+def demand_finite(what: str, value: float, step: int) -> None:
+    """Stop the run at a loss or norm that no step should be taken from; called by all ranks with the same value."""
     if not math.isfinite(value):
         raise UserError(
             f"the {what} became {value} in step {step + 1}",

@@ -16,13 +16,14 @@ from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
 from calm_megatron.data.loader import DataSplits, batches
 from calm_megatron.data.sampler import BatchSchedule
-from calm_megatron.model.initialise import count_parameters
+from calm_megatron.parallel import cpu_backend
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.telemetry.report import write_report
 from calm_megatron.telemetry.writers import Telemetry
 from calm_megatron.train.engine import Engine
+from calm_megatron.train.pipeline_engine import PipelineEngine
 from calm_megatron.train.stop import StopSignal
 from calm_megatron.train.task import Task
 
@@ -31,13 +32,16 @@ BuildTask = Callable[[RunConfig, DataSplits, Grid], Task]
 
 def run(build_task: BuildTask, config: RunConfig) -> Progress:
     """Train from the run folder's newest checkpoint, or from the start, to `train.train_iters` or a stop signal."""
-    tensor_size = config.parallel.tensor_model_parallel_size
-    schedule = _schedule(config, parallel.data_parallel_size(tensor_size))
-    grid = parallel.start(config.parallel.distributed_timeout_minutes, tensor_size)
+    if config.train.precision == "fp16":
+        cpu_backend.refuse_fp16()
+    layout = config.parallel
+    tensor_size, pipeline_size = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    schedule = _schedule(config, parallel.data_parallel_size(tensor_size, pipeline_size))
+    grid = parallel.start(layout.distributed_timeout_minutes, tensor_size, pipeline_size)
     data = _open_data(config)
     config = with_data_facts(config, data)
     task = build_task(config, data, grid)
-    engine = Engine(task, config, grid)
+    engine = (PipelineEngine if pipeline_size > 1 else Engine)(task, config, grid)
     store = CheckpointStore(config, grid)
     progress = store.resume(engine) or Progress()
     directory = Path(config.run.directory)
@@ -49,14 +53,14 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
         Telemetry(directory, config.logging, iters, grid.is_main, resumed_step=progress.step) as telemetry,
         StopSignal(grid) as stop,
     ):
-        telemetry.event("model", f"{count_parameters(engine.module):,} parameters", **_machine(engine, grid))
+        telemetry.event("model", f"{engine.parameters:,} parameters", **_machine(engine, grid))
         signal_name = None
         while progress.step < iters and not (signal_name := stop.requested()):
             samples = schedule.batch_size_at(progress.consumed_samples)
             values = engine.train_step(next(steps), progress.step)
             progress = progress.advance(samples, config.data.seq_length)
             telemetry.after_step(progress.step, values, progress.consumed_tokens)
-            if _due(config.parallel.check_replicas_interval, progress.step):
+            if _due(layout.check_replicas_interval, progress.step):
                 engine.check_replicas()
             if _due(config.evaluation.eval_interval, progress.step) and progress.step < iters:
                 scores = _validate(task, engine, "valid", config.evaluation.eval_iters)
@@ -104,9 +108,9 @@ def _due(interval: int, step: int) -> bool:
 
 
 def _validate(task: Task, engine: Engine, split: str, eval_iters: int) -> dict[str, object]:
-    engine.module.eval()
-    scores = task.validate(engine.module, split, eval_iters)
-    engine.module.train()
+    engine.model.eval()
+    scores = task.validate(engine.model, split, eval_iters)
+    engine.model.train()
     return scores
 
 
@@ -144,7 +148,7 @@ def _describe_run(directory: Path, config: RunConfig, data: DataSplits) -> None:
 
 def _machine(engine: Engine, grid: Grid) -> dict[str, object]:
     return {
-        "parameters": count_parameters(engine.module),
+        "parameters": engine.parameters,
         "ranks": grid.world_size,
         "device": str(grid.device) if grid.device.type == "cpu" else torch.cuda.get_device_name(grid.device),
         "python": platform.python_version(),

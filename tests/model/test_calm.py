@@ -11,7 +11,7 @@ from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import OptimizerConfig
 from calm_megatron.losses.energy_score import energy_score
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
-from calm_megatron.model.calm import Calm, CalmNoise, check_autoencoder
+from calm_megatron.model.calm import Calm, CalmNoise, KeyedNoise, check_autoencoder
 from calm_megatron.model.initialise import initialise
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.train.optimizer import build_optimizer
@@ -23,7 +23,7 @@ K = 4
 def noise_of(model: Calm, ids_BT: Tensor, sequences: list[int] | None = None) -> CalmNoise:
     streams = RandomStreams(1, torch.device("cpu"))
     sequences = sequences or list(range(len(ids_BT)))
-    return CalmNoise.draw(model.config, streams, "training", 0, sequences, ids_BT.shape[1] // K - 1)
+    return KeyedNoise(model.config, streams, "training", 0, sequences, ids_BT.shape[1] // K - 1)
 
 
 def test_the_loss_is_the_mean_over_all_predicted_patches(

@@ -7,6 +7,8 @@ What depends on the hidden state alone is computed once per patch, not once per 
 block's first linear. The result is that of the official code, which repeats y N times.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,14 @@ from calm_megatron.config.schema import CalmConfig
 from calm_megatron.model.norms import LayerNorm
 
 LAYER_NORM_EPSILON = 1e-6
+
+Runner = Callable[..., Tensor]
+"""Calls a function with arguments."""
+
+
+def run_at_once(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """The plain call."""
+    return function(*arguments)
 
 
 class HeadInput(nn.Module):
@@ -81,19 +91,42 @@ class HeadOutput(nn.Module):
 
 
 class EnergyHead(nn.Module):
-    """Input, blocks and output as one sampler."""
+    """Input, blocks and output as one sampler; a pipeline stage may hold some of them only."""
 
-    def __init__(self, config: CalmConfig) -> None:
+    def __init__(self, config: CalmConfig, holds: Callable[[str], bool] = lambda layer: True) -> None:
         super().__init__()
-        self.noise_size = config.head.noise_size
-        self.input = HeadInput(config.hidden_size, config.head.noise_size)
-        self.blocks = nn.ModuleList(HeadBlock(config.hidden_size) for _ in range(config.head.num_layers))
-        self.output = HeadOutput(config.hidden_size, config.latent_size)
+        H, head = config.hidden_size, config.head
+        self.noise_size = head.noise_size
+        self.input = HeadInput(H, head.noise_size) if holds("head.input") else None
+        self.blocks = nn.ModuleDict(
+            {str(number): HeadBlock(H) for number in range(head.num_layers) if holds(f"head.blocks.{number}")}
+        )
+        self.output = HeadOutput(H, config.latent_size) if holds("head.output") else None
 
-    def sample(self, hidden_RH: Tensor, noise_NRn: Tensor) -> Tensor:
-        """N samples (N, R, Z) of the vector after each of R hidden states; noise is U[-0.5, 0.5)."""
-        x_NRH, y_RH = self.input(hidden_RH, noise_NRn.to(hidden_RH.dtype))
-        for block in self.blocks:
-            x_NRH = block(x_NRH, y_RH)
-        output: Tensor = self.output(x_NRH)
-        return output
+    @property
+    def is_here(self) -> bool:
+        """Whether this stage holds any part of the head."""
+        return self.input is not None or len(self.blocks) > 0 or self.output is not None
+
+    def sample(self, hidden_RH: Tensor, noise_NRn: Tensor | None, run: Runner = run_at_once) -> Tensor:
+        """N samples (N, R, Z) of the vector after each of R hidden states.
+
+        Args:
+            hidden_RH: hidden states; x and y (N + 1, R, H) from the stage before, where that holds the head's input.
+            noise_NRn: U[-0.5, 0.5); used by the head's input alone.
+            run: calls the blocks, and may recompute them in the backward pass.
+
+        Returns:
+            The samples; x and y for the next stage, where that holds the head's output.
+        """
+        if self.input is None:
+            x_NRH, y_RH = hidden_RH[:-1], hidden_RH[-1]
+        else:
+            assert noise_NRn is not None
+            x_NRH, y_RH = self.input(hidden_RH, noise_NRn.to(hidden_RH.dtype))
+        for block in self.blocks.values():
+            x_NRH = run(block, x_NRH, y_RH)
+        if self.output is None:
+            return torch.cat([x_NRH, y_RH.unsqueeze(0)])
+        samples_NRZ: Tensor = self.output(x_NRH)
+        return samples_NRZ

@@ -1,0 +1,115 @@
+"""The engine with a pipeline: DeepSpeed's 1F1B schedule over stages that we cut by their cost."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.pipe import PipelineModule
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.pipe.schedule import OptimizerStep
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+from deepspeed.runtime.utils import get_global_norm_of_tensors
+from torch import Tensor, nn
+
+from calm_megatron.data.loader import Batch
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.pipeline_ranks import PipelineRanks
+from calm_megatron.train.engine import Engine, TermSums, demand_finite
+from calm_megatron.train.optimizer import build_optimizer
+from calm_megatron.train.task import Task
+
+
+class Stage(nn.Module):
+    """This rank's part of the model as one layer of DeepSpeed's pipeline.
+
+    Each rank of a pipeline reads the same micro-batches, as data never communicates, and the schedule runs them in
+    their order. So one tensor is all that travels, and every stage has ids, documents and keys of the noise at hand.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, stages: PipelineRanks) -> None:
+        super().__init__()
+        self.model = model
+        self._task, self._stages = task, stages
+        self._step = 0
+        self._batches: Iterator[Batch] = iter(())
+
+    def begin(self, step: int, micro_batches: Sequence[Batch], sums: TermSums) -> None:
+        """Make ready for the micro-batches of a step; their terms are added to `sums` at the last stage."""
+        self._step, self._batches, self._sums = step, iter(micro_batches), sums
+
+    def forward(self, received: Tensor) -> Tensor:
+        """What goes to the next stage; of the last stage the loss. The first stage receives nothing of use."""
+        module = self.model if self._stages.is_first else partial(self.model, received=received)
+        result = self._task.forward(module, next(self._batches), self._step)
+        if isinstance(result, Tensor):
+            return result.contiguous()
+        self._sums.add(result)
+        return result.loss
+
+
+class PipelineEngine(Engine):
+    """Trains a stage of the model of a task."""
+
+    def _initialise(self, settings: dict[str, Any]) -> Any:
+        grid = self.grid
+        self._stage = Stage(self.model, self.task, grid.stages)
+        topology = PipeModelDataParallelTopology(
+            num_pp=grid.stages.size, num_mp=grid.tensor_size, num_dp=grid.data_parallel_size
+        )
+        # One layer a stage: the cut is ours (plan/stages.py), as DeepSpeed balances parameters or numbers of layers.
+        module = PipelineModule([self._stage] * grid.stages.size, topology=topology, partition_method="uniform")
+        _demand_same_place(module.mpu(), grid)
+        bf16_optimizer.get_global_norm_of_tensors = _norm_of_any_number_of_tensors
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(self.model, self.config.optimizer),
+            config=settings,
+            dist_init_required=False,
+        )
+        return engine
+
+    def _accumulate_and_update(self, micro_batches: Sequence[Batch], step: int) -> tuple[dict[str, float], float]:
+        sums = TermSums(self.task.term_names, self.grid)
+        means: dict[str, float] = {}
+        norm: float | None = None
+
+        def update(engine: Any, **arguments: Any) -> None:
+            """DeepSpeed's optimizer step, unless the loss forbids it; the gradients are averaged by now."""
+            nonlocal means, norm
+            means = sums.means(len(micro_batches))
+            demand_finite("loss", means["loss"], step)
+            norm = self._clipped_norm()
+            instructions[OptimizerStep](engine, **arguments)
+
+        instructions = type(self.engine)._INSTRUCTION_MAP
+        self.engine._INSTRUCTION_MAP = {**instructions, OptimizerStep: update}
+        self._stage.begin(step, micro_batches, sums)
+        # The first stage wants an input and the last one labels; ours read their batches themselves.
+        nothing = torch.zeros(1, device=self.grid.device)
+        self.engine.train_batch(iter([(nothing, nothing)] * len(micro_batches)))
+        return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
+
+
+def _norm_of_any_number_of_tensors(input_tensors: Sequence[Tensor], **how: Any) -> Tensor:
+    """DeepSpeed's norm over the ranks of a model, which 0.19.8 cannot take at a rank that has nothing to count.
+
+    Such is a tensor rank behind the first at a stage of the head alone, whose weights are copies.
+    """
+    norm: Tensor = get_global_norm_of_tensors(input_tensors=input_tensors or [torch.zeros(1)], **how)
+    return norm
+
+
+def _demand_same_place(deepspeed_grid: PipelineParallelGrid, grid: Grid) -> None:
+    """DeepSpeed and megatron-core number the ranks each in its own way, and must come to the same."""
+    theirs = (
+        deepspeed_grid.get_stage_id(),
+        deepspeed_grid.get_data_parallel_id(),
+        deepspeed_grid.get_slice_parallel_rank(),
+    )
+    ours = (grid.stages.rank, grid.data_rank, grid.tensor_rank)
+    if theirs != ours:
+        raise RuntimeError(
+            f"rank {grid.rank} is {theirs} to DeepSpeed and {ours} to megatron-core (stage, data, tensor)"
+        )

@@ -1,0 +1,133 @@
+"""Ranks of the golden layout tests: loss and whole gradients of the official weights, written by the main rank.
+
+Usage: torchrun ... golden_worker.py CHECKPOINT AUTOENCODER JOBS.json, with a list of
+{"output": file, "tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from calm_megatron.checkpoint.official_format import calm_config, load_official_autoencoder, read_official
+from calm_megatron.config.schema import (
+    DataConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    RunSection,
+    TrainConfig,
+)
+from calm_megatron.data.loader import Batch
+from calm_megatron.model import names
+from calm_megatron.model.autoencoder import FrozenAutoencoder
+from calm_megatron.model.calm import Calm, CalmNoise, CalmTerms
+from calm_megatron.parallel import grid as parallel
+from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.tensor_ranks import TensorRanks
+from calm_megatron.train.engine import Engine
+from calm_megatron.train.pipeline_engine import PipelineEngine
+from calm_megatron.train.task import held_layers
+
+
+class GoldenTask:
+    """The official weights, one micro-batch of the recorded tokens, and the recorded noise."""
+
+    term_names = ("loss", "energy/distance_samples", "energy/distance_targets")
+
+    def __init__(self, checkpoint: Path, autoencoder: Path, parallel_config: ParallelConfig, grid: Grid) -> None:
+        self.official, self.weights = read_official(checkpoint)
+        self.recorded = load_file(checkpoint / "io.safetensors")
+        frozen = load_official_autoencoder(autoencoder)
+        # With the rounding of the official training mode, which the recorded loss has.
+        frozen.config = dataclasses.replace(frozen.config, round_embedding_to_bf16=True)
+        self.frozen, self.grid = FrozenAutoencoder(frozen), grid
+        ids_BT = self.recorded["input_ids"]
+        self.config = RunConfig(
+            run=RunSection(directory="none is written"),
+            model=calm_config(self.official, str(autoencoder)),
+            data=DataConfig(data_path="none is read", seq_length=ids_BT.shape[1]),
+            train=TrainConfig(train_iters=1, micro_batch_size=len(ids_BT), global_batch_size=len(ids_BT)),
+            optimizer=OptimizerConfig(clip_grad=0.0),
+            parallel=parallel_config,
+        )
+
+    def build(self) -> nn.Module:
+        """This rank's part of the official model."""
+        model = Calm(
+            self.config.model,  # type: ignore[arg-type]
+            self.frozen,
+            ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
+            held=held_layers(self.config, self.grid, self.frozen.config),
+        )
+        whole = names.from_official(self.weights, (name for name, _ in model.named_parameters()), model.config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(model.sharding.part(name, whole[name]))
+        return model
+
+    def forward(self, module: Callable[..., Any], batch: Batch, step: int) -> CalmTerms | Tensor:
+        """Terms of the recorded batch."""
+        noise = CalmNoise(self.recorded["head_noise"], self.recorded["energy_eps"])
+        result: CalmTerms | Tensor = module(batch.ids_BT, noise)
+        return result
+
+
+class GradientEngine:
+    """What `Engine` gathers of weights, of their gradients: as they are when the optimizer is about to step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.gradients: dict[str, Tensor] = {}
+        engine.engine.optimizer.register_step_pre_hook(self.keep)
+
+    def keep(self, *_: object) -> None:
+        """Copy them."""
+        for name, weight in self.engine.model.named_parameters():
+            assert weight.grad is not None, name
+            self.gradients[name] = weight.grad.clone()
+
+    def whole(self) -> dict[str, Tensor]:
+        """All of them at the main rank, by the engine's own way of gathering weights."""
+        with torch.no_grad():
+            for name, weight in self.engine.model.named_parameters():
+                weight.copy_(self.gradients[name])
+        self.engine.check_replicas()
+        return self.engine.whole_weights()
+
+
+def run(checkpoint: Path, autoencoder: Path, job: dict[str, Any]) -> None:
+    """One step of one layout."""
+    grid = parallel.start(5, job["tensor"], job["pipe"])
+    layout = ParallelConfig(
+        tensor_model_parallel_size=job["tensor"],
+        pipeline_model_parallel_size=job["pipe"],
+        sequence_parallel=job["sequence_parallel"],
+    )
+    task = GoldenTask(checkpoint, autoencoder, layout, grid)
+    engine = (PipelineEngine if job["pipe"] > 1 else Engine)(task, task.config, grid)  # type: ignore[arg-type]
+    gradients = GradientEngine(engine)
+    ids_BT = task.recorded["input_ids"]
+    batches: Sequence[Batch] = [Batch(ids_BT, torch.zeros(len(ids_BT), 1), torch.arange(len(ids_BT)))]
+    values = engine.train_step(batches, 0)
+    found = gradients.whole()
+    if grid.is_main:
+        save_file({"loss": torch.tensor(values["loss"], dtype=torch.float64), **found}, job["output"])
+
+
+def main() -> None:
+    """Run the jobs in their order."""
+    checkpoint, autoencoder, jobs = map(Path, sys.argv[1:])
+    for job in json.loads(jobs.read_text()):
+        run(checkpoint, autoencoder, job)
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    main()

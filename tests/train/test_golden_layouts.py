@@ -1,0 +1,66 @@
+"""The official energy model on tensor ranks and pipeline stages, in the real engines: the official loss and gradients."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calm_megatron.config.schema import CalmConfig
+from calm_megatron.model import names
+from tests.small_runs import ROOT
+
+WORKER = ROOT / "tests" / "train" / "golden_worker.py"
+CONFIG = CalmConfig(
+    autoencoder="", vocab_size=512, num_layers=4, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4,
+    num_query_groups=2,
+)  # fmt: skip
+LAYOUTS = {
+    "tp2": {"tensor": 2, "pipe": 1, "sequence_parallel": False},
+    "tp2_sp": {"tensor": 2, "pipe": 1, "sequence_parallel": True},
+    "pp2": {"tensor": 1, "pipe": 2, "sequence_parallel": False},
+    "tp2_pp2": {"tensor": 2, "pipe": 2, "sequence_parallel": False},
+    "tp2_pp2_sp": {"tensor": 2, "pipe": 2, "sequence_parallel": True},
+    "pp4": {"tensor": 1, "pipe": 4, "sequence_parallel": False},
+}
+
+
+@pytest.fixture(scope="module")
+def steps(
+    tmp_path_factory: pytest.TempPathFactory,
+    golden: Callable[[str], Path],
+    program: Callable[..., subprocess.CompletedProcess[str]],
+) -> Path:
+    """Folder with loss and gradients of each layout; a launch for two ranks and one for four."""
+    folder = tmp_path_factory.mktemp("golden")
+    for ranks in (2, 4):
+        wanted = {name: layout for name, layout in LAYOUTS.items() if layout["tensor"] * layout["pipe"] == ranks}
+        jobs = [{"output": str(folder / f"{name}.safetensors"), **layout} for name, layout in wanted.items()]
+        file = folder / f"jobs_{ranks}.json"
+        file.write_text(json.dumps(jobs))
+        done = program(WORKER, golden("energy"), golden("ae"), file, ranks=ranks)
+        assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_gives_the_official_loss_and_gradients(
+    steps: Path, golden: Callable[[str], Path], layout: str
+) -> None:
+    recorded = load_file(golden("energy") / "io.safetensors")
+    results = load_file(steps / f"{layout}.safetensors")
+    assert results.pop("loss").item() == pytest.approx(recorded["train_loss"].item(), rel=1e-5)
+    compared = set()
+    for name, gradient in results.items():
+        entry, officials = names.entry_of(name)
+        for official, part in zip(officials, names.split(gradient, entry.join, CONFIG), strict=True):
+            norm = recorded[f"gradnorm/{official}"].item()
+            assert part.double().norm().item() == pytest.approx(norm, rel=1e-4), official
+            if f"grad/{official}" in recorded:
+                expected = recorded[f"grad/{official}"]
+                torch.testing.assert_close(part, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+            compared.add(official)
+    assert compared == {name.removeprefix("gradnorm/") for name in recorded if name.startswith("gradnorm/")}

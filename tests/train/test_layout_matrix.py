@@ -1,0 +1,131 @@
+"""One model in any layout: losses, norms, scores and initial weights are those of one rank.
+
+The layouts of a world size share one launch, since starting ranks costs most of the time.
+"""
+
+import json
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calm_megatron.telemetry.run_log import read_log
+from tests.small_runs import ROOT, TRAINED_AUTOENCODER, settings
+from tests.train.layout_matrix import BASES, QUICK, Layout, every_layout
+
+WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
+Program = Callable[..., subprocess.CompletedProcess[str]]
+Train = Callable[[Iterable[Layout]], Path]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: Program) -> Train:
+    """Trains layouts and the runs that they are held against; returns the folder with all."""
+    folder = tmp_path_factory.mktemp("matrix")
+
+    def autoencoder(patch_size: int) -> list[str]:
+        changes = {"run__directory": folder / f"autoencoder_{patch_size}", "model__patch_size": patch_size}
+        return settings(TRAINED_AUTOENCODER, data__data_path=small_corpus, **changes)
+
+    def job(layout: Layout) -> dict[str, list[str]]:
+        changes = {"run__directory": folder / layout.name, "data__data_path": small_corpus, **layout.changes()}
+        if layout.model != "ar":
+            changes["model__autoencoder"] = folder / f"autoencoder_{2 if layout.model == 'calm_k2' else 4}"
+        return {"files": [], "overrides": settings(BASES[layout.model], **changes)}
+
+    def run(layouts: Iterable[Layout]) -> Path:
+        jobs: dict[int, list[dict[str, list[str]]]] = defaultdict(list)
+        jobs[1] = [{"files": [], "overrides": autoencoder(patch_size)} for patch_size in (4, 2)]
+        jobs[1] += [job(Layout(model=model)) for model in BASES]
+        for layout in layouts:
+            jobs[layout.ranks].append(job(layout))
+        for ranks, wanted in sorted(jobs.items()):
+            file = folder / f"jobs_{ranks}.json"
+            file.write_text(json.dumps(wanted))
+            done = program(WORKER, file, ranks=ranks, timeout=3000)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def quick(train: Train) -> Path:
+    """Folder with the quick part."""
+    return train(QUICK)
+
+
+@pytest.fixture(scope="module")
+def everything(train: Train) -> Path:
+    """Folder with the whole matrix."""
+    return train(every_layout())
+
+
+@pytest.mark.parametrize("layout", QUICK, ids=lambda layout: layout.name)
+def test_a_layout_gives_the_run_of_one_rank(quick: Path, layout: Layout) -> None:
+    demand_equal_runs(quick, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [*every_layout()], ids=lambda layout: layout.name)
+def test_every_layout_gives_the_run_of_one_rank(everything: Path, layout: Layout) -> None:
+    demand_equal_runs(everything, layout)
+
+
+def test_the_runs_depend_on_what_the_layouts_share(quick: Path) -> None:
+    """Else a wrong backbone would go unseen: its gradient is a good part of the norm, and the loss falls."""
+    losses = series(quick, Layout(), "loss")
+    assert losses[-1] < 0.8 * losses[0]
+    first, last = (
+        load_file(quick / Layout().name / file) for file in ("initial.safetensors", newest_weights(Layout()))
+    )
+    moved = [name for name in first if (first[name] - last[name]).abs().mean() > 1e-3]
+    assert len(moved) > 0.9 * len(first)
+
+
+def demand_equal_runs(folder: Path, layout: Layout) -> None:
+    """Compare a run to that of one rank, number by number.
+
+    bf16 keeps 8 bits of a number and fp16 11: losses of fp32 may be off by a unit of the last, and gradients, which
+    went through many layers, by eight. Against one another two fp32 runs differ by the order of sums alone.
+    """
+    ours, theirs = (series(folder, which, "loss") for which in (layout, layout.reference))
+    norms, their_norms = (series(folder, which, "grad_norm") for which in (layout, layout.reference))
+    unit = {"fp32": None, "bf16": 2**-8, "fp16": 2**-11}[layout.precision]
+    assert len(ours) == 10
+    assert ours[0] == pytest.approx(theirs[0], rel=unit or 1e-5)
+    assert ours == pytest.approx(theirs, rel=unit or 1e-4)
+    assert norms == pytest.approx(their_norms, rel=8 * unit if unit else 1e-4)
+    score, their_score = (
+        json.loads((folder / which.name / "evaluation.json").read_text()) for which in (layout, layout.reference)
+    )
+    assert score["tokens"] == their_score["tokens"]
+    assert score["loss"] == pytest.approx(their_score["loss"], rel=unit or 1e-4)
+    initial, their_initial = (
+        load_file(folder / which.name / "initial.safetensors") for which in (layout, layout.reference)
+    )
+    assert initial.keys() == their_initial.keys()
+    rounded = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[layout.precision]
+    for name, weight in initial.items():
+        assert torch.equal(weight, their_initial[name].to(rounded)), f"{name} starts with other weights"
+    if layout.precision == "fp32":
+        last, their_last = (
+            load_file(folder / which.name / newest_weights(which)) for which in (layout, layout.reference)
+        )
+        for name, weight in last.items():
+            # Adam turns the rounding of a tiny gradient into a step of any size up to the learning rate.
+            assert (weight - their_last[name]).abs().mean() < 2e-5, name
+
+
+def series(folder: Path, layout: Layout, name: str) -> list[float]:
+    """Values of all steps."""
+    return read_log(folder / layout.name / "log.jsonl").series(name)[1]
+
+
+def newest_weights(layout: Layout) -> str:
+    """Place of the trained weights in a run folder."""
+    return "checkpoints/step_00000010/weights.safetensors"
