@@ -173,7 +173,7 @@ class Calm(Backbone):
         own_noise_NRn = None
         if self.head.input is not None:
             state = self._rows(state, ids_BT, kept_R)
-            # Each tensor rank draws its share of the samples with its copy of the head; samples, not activations, travel.
+            # Each tensor rank draws its share of the samples with its copy of the head: samples travel, no activations.
             own_noise_NRn = self.ranks.own_rows(noise.head_uniform_NRn)
         if self.head.is_here:
             state = self.head.sample(state, own_noise_NRn, self.kept_or_recomputed)

@@ -1,7 +1,5 @@
 """Initial weights by name: every weight is drawn whole from its own stream, so that no layout changes it."""
 
-import math
-
 import torch
 from torch import nn
 
@@ -34,8 +32,3 @@ def initialise(
                 shape = sharding.whole_shape(name, weight.shape) if sharding else weight.shape
                 whole = initial_normal(seed, name, shape) * std
                 weight.copy_(sharding.part(name, whole) if sharding else whole)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of weights, those that ZeRO-3 has cut included."""
-    return sum(math.prod(getattr(weight, "ds_shape", weight.shape)) for weight in module.parameters())

@@ -3,7 +3,7 @@
 In training DeepSpeed's schedule moves the tensors; evaluation and saving go through the stages one after the other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -23,7 +23,7 @@ class PipelineRanks:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
 
     @staticmethod

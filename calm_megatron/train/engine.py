@@ -36,7 +36,7 @@ class Engine:
         deepspeed_logger.setLevel(logging.WARNING)
         self.task, self.config, self.grid = task, config, grid
         self.model = task.build()
-        """The task's model, or this pipeline stage's part of it; under ZeRO-3 its weights are there only while it runs."""
+        """The task's model, or this pipeline stage's part; under ZeRO-3 its weights are there only while it runs."""
         self.sharding: Sharding | None = getattr(self.model, "sharding", None)
         for name, weight in self.model.named_parameters():
             # DeepSpeed counts a weight's gradient on every tensor rank if it is cut, else on the first alone.
@@ -207,7 +207,7 @@ class TermSums:
         self._sums += torch.stack([named[name].detach().double() for name in self.names])
 
     def means(self, micro_batches: int) -> dict[str, float]:
-        """Means over all micro-batches of all data ranks; all ranks call, of a pipeline only the last stage has added."""
+        """Means over all micro-batches of all data ranks; all ranks call; of a pipeline the last stage has added."""
         means = self._sums / (micro_batches * self.grid.data_parallel_size)
         dist.all_reduce(means, group=self.grid.data_group)
         return dict(zip(self.names, self.grid.stages.total(means).tolist(), strict=True))

@@ -50,6 +50,18 @@ CONTRADICTIONS = [
         {"parallel.tensor_model_parallel_size": 4, "parallel.sequence_parallel": True, "data.seq_length": 72},
         ["does not divide data.seq_length / model.patch_size = 18", "nearest that work: 2 or 1"],
     ),
+    ("ae", {"parallel.pipeline_model_parallel_size": 2}, ["the autoencoder is trained by data-parallel ranks only"]),
+    (
+        "calm",
+        {"parallel.pipeline_model_parallel_size": 2, "parallel.zero_stage": 2},
+        ["parallel.pipeline_model_parallel_size = 2 with parallel.zero_stage = 2", "use parallel.zero_stage=1"],
+    ),
+    (
+        "calm",
+        {"parallel.pipeline_model_parallel_size": 11},
+        ["the model has 10 layers, embedding and head included", "set it to 10 or fewer"],
+    ),
+    ("ae", {"train.precision": "fp16"}, ["would sum gradients in fp16", "use parallel.zero_stage=1"]),
     ("ae", {"model.num_encoder_layers": 3}, ["model.num_encoder_layers = 3", "nearest that work: 2 or 4"]),
     ("ae", {"model.num_decoder_layers": 1}, ["model.num_decoder_layers = 1", "nearest that work: 2"]),
     (
@@ -167,6 +179,7 @@ WORKING = [
     ("ae", {"optimizer.lr_decay_style": "WSD", "optimizer.lr_wsd_decay_iters": 50, "optimizer.lr_warmup_iters": 50}),
     ("calm", {"evaluation.brier_pairs": 4}),
     ("ae", {"train.precision": "bf16", "parallel.zero_stage": 1}),
+    ("calm", {"parallel.pipeline_model_parallel_size": 10, "parallel.zero_stage": 1}),
 ]
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from calm_megatron.model.autoencoder import Autoencoder
 from calm_megatron.model.calm import Calm
-from calm_megatron.model.initialise import count_parameters, initialise
+from calm_megatron.model.initialise import initialise
 
 
 def test_a_weight_depends_on_seed_and_name_alone(build: Callable[..., Calm]) -> None:
@@ -20,7 +20,7 @@ def test_a_weight_depends_on_seed_and_name_alone(build: Callable[..., Calm]) -> 
     for name, weight in large.named_parameters():
         if name in shared:
             assert torch.equal(weight, shared[name]), name
-    assert not torch.equal(large.layers[0].mlp.linear_fc2.weight, large.layers[1].mlp.linear_fc2.weight)
+    assert not torch.equal(large.layers["0"].mlp.linear_fc2.weight, large.layers["1"].mlp.linear_fc2.weight)
 
 
 def test_another_seed_gives_other_weights(build: Callable[..., Calm]) -> None:
@@ -62,6 +62,5 @@ def test_a_name_that_is_not_there_is_an_error() -> None:
 
 
 def test_parameters_are_counted_once(autoencoder: Autoencoder) -> None:
-    assert count_parameters(nn.Linear(3, 5)) == 20
     names = [name for name, _ in autoencoder.named_parameters()]
     assert names.count("encoder.embed_tokens.weight") == 1 and not any("lm_head" in name for name in names)

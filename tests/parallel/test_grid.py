@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from calm_megatron.config.errors import UserError
 from calm_megatron.parallel.grid import Grid, data_parallel_size, one_rank
 from tests.small_runs import ROOT
 
@@ -26,9 +27,17 @@ def test_a_grid_that_is_there_is_left_as_it_is(grid: Grid) -> None:
     assert dist.is_initialized()
 
 
-def test_world_size_without_a_launcher(grid: Grid) -> None:
-    if "WORLD_SIZE" not in os.environ:
-        assert data_parallel_size(1) == 1
+def test_world_size_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert data_parallel_size(1, 1) == 1
+
+
+def test_the_data_ranks_are_what_tensor_and_pipeline_ranks_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert [data_parallel_size(*sizes) for sizes in ((1, 1), (2, 2), (4, 2))] == [8, 2, 1]
+    with pytest.raises(UserError, match=r"2 \* 3 does not divide the 8 ranks") as raised:
+        data_parallel_size(2, 3)
+    assert raised.value.what_to_do == "start a multiple of 6 ranks, or bring the product to 1 or 2 or 4 or 8"
 
 
 @pytest.mark.slow

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from calm_megatron.config.files import load_run
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, EnergyHeadConfig
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
-from calm_megatron.model.initialise import count_parameters
 from calm_megatron.parallel.grid import one_rank
 from calm_megatron.plan.counts import ar_parameters, autoencoder_parameters, calm_parameters
 
@@ -17,6 +17,10 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 AUTOENCODER = AutoencoderConfig(
     vocab_size=77, patch_size=2, latent_size=6, hidden_size=10, ffn_hidden_size=14, num_encoder_layers=4
 )
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def test_the_autoencoders_formula_counts_what_is_built() -> None:

@@ -52,6 +52,14 @@ def test_bf16_sums_gradients_in_fp32(grid: Grid, zero_stage: int) -> None:
     assert config.grad_accum_dtype == "fp32"
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_fp16_scales_its_loss_and_sums_gradients_in_fp32(grid: Grid, zero_stage: int) -> None:
+    config = parsed(zero_stage, "fp16")
+    assert config.float16_config.enabled
+    assert config.float16_config.loss_scale == 0  # DeepSpeed's word for dynamic
+    assert config.grad_accum_dtype == "fp32"
+
+
 def test_our_optimizer_is_let_through(grid: Grid) -> None:
     config = parsed(2)
     assert config.zero_allow_untested_optimizer

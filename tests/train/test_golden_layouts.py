@@ -1,4 +1,4 @@
-"""The official energy model on tensor ranks and pipeline stages, in the real engines: the official loss and gradients."""
+"""The official energy model on tensor ranks and pipeline stages gives the official loss and gradients."""
 
 import json
 import subprocess

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from calm_megatron.telemetry.run_log import read_log
-from tests.small_runs import AR, AUTOENCODER, CALM, ROOT, settings
+from tests.small_runs import AR, AUTOENCODER, CALM, ROOT, TRAINED_AUTOENCODER, settings
 
 WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
 STAGES = (0, 1, 2, 3)
@@ -32,7 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         return {"files": [], "overrides": overrides}
 
     one_rank = [
-        job("autoencoder", AUTOENCODER),
+        job("autoencoder", TRAINED_AUTOENCODER),
+        job("autoencoder_zero", AUTOENCODER),
         job("calm", CALM),
         job("ar", AR),
         job("calm_recompute", CALM, train__recompute_granularity="full"),
@@ -79,6 +80,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("ar_tensor2_zero3", AR, parallel__tensor_model_parallel_size=2, parallel__zero_stage=3),
         job("ar_zero2", AR, parallel__zero_stage=2),
     ]
+    pipe = {"parallel__pipeline_model_parallel_size": 2, "parallel__zero_stage": 1}
+    two_ranks += [
+        job("calm_pipe2", CALM, parallel__check_replicas_interval=5, **pipe),
+        job("calm_pipe2_resumed", CALM, train__train_iters=5, **pipe),
+        job("calm_pipe2_resumed", CALM, **pipe),
+        job("calm_bf16_pipe2", CALM, train__precision="bf16", **pipe),
+        job("calm_bf16_pipe2_resumed", CALM, train__precision="bf16", train__train_iters=5, **pipe),
+        job("calm_bf16_pipe2_resumed", CALM, train__precision="bf16", **pipe),
+        job("calm_ramp_pipe2", CALM, train__rampup_batch_size="[4,4,16]", **pipe),
+        job("calm_latents_pipe2", CALM, model__input="latents", **pipe),
+    ]
     for ranks, jobs in ((1, one_rank), (2, two_ranks)):
         file = folder / f"jobs_{ranks}.json"
         file.write_text(json.dumps(jobs))
@@ -107,7 +119,7 @@ def validation(run: Path) -> dict[str, object]:
 @pytest.mark.parametrize("model", ["calm", "autoencoder"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_give_the_losses_of_one(runs: Path, model: str, stage: int) -> None:
-    one, two = runs / model, runs / f"{model}_zero{stage}"
+    one, two = runs / (model if model == "calm" else "autoencoder_zero"), runs / f"{model}_zero{stage}"
     assert len(losses(one)) == 10
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert norms(two) == pytest.approx(norms(one), rel=1e-4)
@@ -169,15 +181,39 @@ def test_copies_stay_equal_and_looking_changes_nothing(runs: Path, checked: str,
     assert losses(runs / checked) == losses(runs / plain)
 
 
-def test_tensor_ranks_resume_exactly(runs: Path) -> None:
-    assert losses(runs / "calm_tensor2_resumed") == losses(runs / "calm_tensor2_zero3")
-    ours, theirs = weights(runs / "calm_tensor2_zero3"), weights(runs / "calm_tensor2_resumed")
+@pytest.mark.parametrize(
+    ("resumed", "straight"),
+    [
+        ("calm_tensor2_resumed", "calm_tensor2_zero3"),
+        ("calm_pipe2_resumed", "calm_pipe2"),
+        ("calm_bf16_pipe2_resumed", "calm_bf16_pipe2"),
+    ],
+)
+def test_tensor_ranks_and_stages_resume_exactly(runs: Path, resumed: str, straight: str) -> None:
+    assert [event.kind for event in read_log(runs / resumed / "log.jsonl").events].count("resume") == 1
+    assert losses(runs / resumed) == losses(runs / straight)
+    ours, theirs = weights(runs / straight), weights(runs / resumed)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_tensor_ranks_share_latents_as_input(runs: Path) -> None:
-    assert losses(runs / "calm_latents_tensor2") == pytest.approx(losses(runs / "calm_latents"), rel=1e-4)
-    assert norms(runs / "calm_latents_tensor2") == pytest.approx(norms(runs / "calm_latents"), rel=1e-4)
+@pytest.mark.parametrize("layout", ["tensor2", "pipe2"])
+def test_latents_as_input_are_the_same_in_other_layouts(runs: Path, layout: str) -> None:
+    assert losses(runs / f"calm_latents_{layout}") == pytest.approx(losses(runs / "calm_latents"), rel=1e-4)
+    assert norms(runs / f"calm_latents_{layout}") == pytest.approx(norms(runs / "calm_latents"), rel=1e-4)
+
+
+def test_a_run_of_stages_is_scored_and_generates_on_one_rank(runs: Path, program: Program) -> None:
+    run, scores = runs / "calm_pipe2", runs / "scores.json"
+    done = program(ROOT / "tools" / "evaluate.py", "--model", run, "--eval-iters", "2", "--output", scores)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(scores.read_text())
+    assert found["loss"] == pytest.approx(validation(run)["loss"], rel=1e-5)
+    assert found["brier"] == pytest.approx(validation(run)["brier"], abs=1e-6)
+    done = program(
+        ROOT / "tools" / "generate.py", "--model", run, "--prompt", "The for statement", "--max-new-tokens", "8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The for statement" in done.stdout
 
 
 def test_bf16_follows_fp32(runs: Path) -> None:
@@ -193,13 +229,14 @@ def test_bf16_accumulates_in_fp32_whatever_the_number_of_micro_batches(runs: Pat
     assert four == pytest.approx(one, rel=2**-5)
 
 
-def test_the_batch_ramps_up_the_same_way_at_every_zero_stage(runs: Path) -> None:
+def test_the_batch_ramps_up_the_same_way_in_every_layout(runs: Path) -> None:
     ramped = read_log(runs / "calm_ramp_zero2" / "log.jsonl")
     tokens = ramped.series("tokens")[1]
     sizes = [round((after - before) / 64) for before, after in zip([0.0, *tokens], tokens, strict=False)]
     assert sizes == [4, 4, 4, 4, 8, 8, 8, 8, 8, 8]
-    assert losses(runs / "calm_ramp_zero2") == pytest.approx(losses(runs / "calm_ramp_zero0"), rel=1e-5)
-    assert norms(runs / "calm_ramp_zero2") == pytest.approx(norms(runs / "calm_ramp_zero0"), rel=1e-4)
+    for name in ("calm_ramp_zero2", "calm_ramp_pipe2"):
+        assert losses(runs / name) == pytest.approx(losses(runs / "calm_ramp_zero0"), rel=1e-5)
+        assert norms(runs / name) == pytest.approx(norms(runs / "calm_ramp_zero0"), rel=1e-4)
 
 
 def test_latents_as_input_train_too(runs: Path) -> None:

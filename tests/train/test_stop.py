@@ -1,6 +1,7 @@
 """Stopping and failing: a signal, a loss that is no number, and what is left on disk afterwards."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calm_megatron.telemetry.run_log import read_log
-from tests.small_runs import AUTOENCODER, ROOT, settings
+from tests.small_runs import AR, AUTOENCODER, ROOT, settings
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -22,7 +23,7 @@ def config_file(folder: Path, overrides: list[str]) -> Path:
 
     path = folder / "run.yaml"
     path.write_text(to_yaml(load_run([], overrides)))
-    assert yaml.safe_load(path.read_text())["model"]["type"] == "autoencoder"
+    assert yaml.safe_load(path.read_text())["run"]["directory"]
     return path
 
 
@@ -63,6 +64,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(
     assert done.stderr.count("error: the loss became nan") == 1, done.stderr
     assert "optimizer.lr" in done.stderr
     assert 'pretrain_ae.py", line' not in done.stderr
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_so_does_one_at_the_last_stage_of_a_pipeline(tmp_path: Path, small_corpus: Path, program: Program) -> None:
+    run = tmp_path / "run"
+    overrides = settings(
+        AR,
+        run__directory=run,
+        data__data_path=small_corpus,
+        optimizer__lr=1e30,
+        optimizer__lr_warmup_iters=0,
+        parallel__pipeline_model_parallel_size=2,
+    )
+    done = program(ROOT / "pretrain_calm.py", config_file(tmp_path, overrides), ranks=2)
+    assert done.returncode != 0
+    assert len(re.findall("error: the (loss|gradient norm) became nan", done.stderr)) == 1, done.stderr
+    assert 'pretrain_calm.py", line' not in done.stderr
     assert not list(run.glob("checkpoints/*"))
 
 
