@@ -34,8 +34,9 @@ SMALL = (
 
 
 def small(*settings: str) -> RunConfig:
-    """The small run with settings put over it."""
-    return read_for_plan([], [*SMALL, *settings])
+    """The small run with settings in the place of its own."""
+    merged = dict(text.split("=", 1) for text in (*SMALL, *settings))
+    return read_for_plan([], [f"{name}={value}" for name, value in merged.items()])
 
 
 def autoencoder(config: RunConfig) -> AutoencoderConfig:

@@ -53,6 +53,14 @@ _PURPOSES = (
     ("PipelineEngine._exec_send_grads", "activations' gradients"),
 )
 """Functions on the way to a collective, and what it is for."""
+_DATA = {
+    ("data", "all-reduce"): "gradients",
+    ("data", "reduce-scatter"): "gradients",
+    ("data", "reduce"): "gradients",
+    ("data", "all-gather"): "weights",
+    ("data", "broadcast"): "weights",
+}
+"""What DeepSpeed exchanges among the data ranks, single figures aside."""
 
 
 class Kind(NamedTuple):
@@ -98,7 +106,9 @@ class Counter:
         share = {"all-reduce": 2 * (ranks - 1) / ranks, "send": 1.0}.get(collective, (ranks - 1) / ranks)
         if share:
             among = "pipeline" if collective == "send" else _name(group)
-            purpose = "single figures" if size <= SINGLE_FIGURES else _purpose(among, collective)
+            purpose = _purpose()
+            if purpose is None:
+                purpose = "single figures" if size <= SINGLE_FIGURES else _DATA.get((among, collective), "other")
             self.sent[Kind(among, purpose, collective)] += share * size
 
 
@@ -119,17 +129,14 @@ def _name(group: dist.ProcessGroup) -> str:
     return next((name for name, known in groups.items() if ranks == set(dist.get_process_group_ranks(known))), "world")
 
 
-def _purpose(among: str, collective: str) -> str:
-    if among == "data":
-        return "weights" if collective in ("all-gather", "broadcast") else "gradients"
+def _purpose() -> str | None:
+    """By the functions on the way to here; none where they do not tell."""
     names = []
-    frame = sys._getframe(1)
+    frame = sys._getframe(2)
     while frame.f_back is not None:
         names.append((frame.f_globals.get("__name__", ""), frame.f_code.co_qualname))
         frame = frame.f_back
     for part, purpose in _PURPOSES:
         if any(name == part for _, name in names):
             return purpose
-    if any(module.startswith("megatron.core.tensor_parallel") for module, _ in names):
-        return "matrices"
-    return "other"
+    return "matrices" if any(module.startswith("megatron.core.tensor_parallel") for module, _ in names) else None

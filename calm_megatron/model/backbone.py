@@ -1,9 +1,10 @@
-"""The Transformer over patches: megatron-core's layers, with torch's attention where TransformerEngine is absent.
+"""The Transformer over patches: megatron-core's layers around torch's attention and our norms.
 
 megatron-core's order of axes is [sequence, batch, hidden]; here the sequence counts patches: `hidden_PBH`.
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
@@ -51,12 +52,26 @@ def transformer_config(config: BackboneConfig, dtype: torch.dtype, ranks: Tensor
         bf16=dtype == torch.bfloat16,
         # Weights are set by name from keyed streams (model/initialise.py), not while the layers are built.
         perform_initialization=False,
-        use_cpu_initialization=True,
+        use_cpu_initialization=linear_layers()[0] is ColumnParallelLinear,  # TransformerEngine's live on the GPU
     )
+
+
+def linear_layers() -> tuple[type[nn.Module], type[nn.Module]]:
+    """The column- and the row-parallel linear layer: TransformerEngine's on a GPU that has it, else megatron-core's.
+
+    TransformerEngine's have not yet been run with this code, for want of a GPU.
+    """
+    if torch.cuda.is_available() and importlib.util.find_spec("transformer_engine"):
+        # Imported here because it is a package of GPU machines.
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+        return TEColumnParallelLinear, TERowParallelLinear
+    return ColumnParallelLinear, RowParallelLinear
 
 
 def layer_spec() -> ModuleSpec:
     """The parts of one Transformer layer."""
+    column, row = linear_layers()
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -65,16 +80,16 @@ def layer_spec() -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=CausalAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=row,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row),
             ),
             mlp_bda=get_bias_dropout_add,
         ),
