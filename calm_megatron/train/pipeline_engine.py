@@ -6,11 +6,17 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.pipe.schedule import OptimizerStep
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
-from deepspeed.runtime.utils import get_global_norm_of_tensors
+from deepspeed.runtime.utils import (
+    get_global_norm_of_tensors,
+    is_model_parallel_parameter,
+    mask_nan_or_inf_with_val_inplace,
+)
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from calm_megatron.data.loader import Batch
@@ -68,6 +74,8 @@ class PipelineEngine(Engine):
             config=settings,
             dist_init_required=False,
         )
+        if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+            engine.optimizer.scaled_global_norm = partial(_norm_in_one_sum, engine.optimizer)
         return engine
 
     def _accumulate_and_update(self, micro_batches: Sequence[Batch], step: int) -> tuple[dict[str, float], float]:
@@ -90,6 +98,25 @@ class PipelineEngine(Engine):
         nothing = torch.zeros(1, device=self.grid.device)
         self.engine.train_batch(iter([(nothing, nothing)] * len(micro_batches)))
         return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
+
+
+def _norm_in_one_sum(optimizer: Any) -> Tensor:
+    """Norm of the gradients of all ranks under ZeRO 1, or DeepSpeed's mark for a norm that is no number.
+
+    DeepSpeed 0.19.8 sums over the ranks once for each group of weights, and leaves out empty groups. A stage that holds
+    a single matrix has one group less than the others, and all wait for ever.
+    """
+    square = torch.zeros((), device=optimizer.device)
+    for group in range(len(optimizer.bit16_groups)):
+        gradients = (each for each in optimizer.averaged_gradients[group] if not getattr(each, "_zero_padding", False))
+        for gradient, weight in zip(gradients, optimizer.params_in_partition[group], strict=False):
+            if is_model_parallel_parameter(weight) or optimizer.model_parallel_rank == 0:
+                square += torch.linalg.vector_norm(gradient.detach().float()).square()
+    dist.all_reduce(square, group=optimizer.dp_process_group)
+    dist.all_reduce(square, group=optimizer.model_parallel_group)
+    norm = square.sqrt()
+    mask_nan_or_inf_with_val_inplace(norm, device=optimizer.device)
+    return norm
 
 
 def _norm_of_any_number_of_tensors(input_tensors: Sequence[Tensor], **how: Any) -> Tensor:

@@ -73,7 +73,7 @@ QUICK = (
     Layout(pipe=2, data=2),
     Layout(tensor=2, data=2, sequence_parallel=True, zero=2),
     Layout("ar", tensor=2, pipe=2, sequence_parallel=True, zero=1),
-    Layout("ar", pipe=4),
+    Layout("ar", pipe=4, zero=1),
     Layout("calm_k2", tensor=2, pipe=2, sequence_parallel=True),
     Layout(tensor=2, pipe=2, sequence_parallel=True, zero=1, precision="bf16"),
     Layout(pipe=2, data=2, zero=1, precision="bf16"),
