@@ -17,6 +17,7 @@ RUNTIME = [
     "pydantic>=2.11",
     "PyYAML>=6.0.2",
     "safetensors>=0.5",
+    "xxhash>=3.5",
     # Telemetry.
     "jinja2>=3.1",
     "markupsafe>=3.0",

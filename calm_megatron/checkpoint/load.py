@@ -1,18 +1,18 @@
 """Load trained models for use: the frozen autoencoder of a CALM run, or a model to evaluate and generate with."""
 
-import re
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from calm_megatron.checkpoint import manifest
+from calm_megatron.checkpoint.manifest import Manifest
+from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.checkpoint.store import checkpoints_of, newest_checkpoint
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run
-from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, BackboneConfig, CalmConfig, RunConfig
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", AutoencoderConfig, CalmConfig, ArConfig)
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: itself, or the newest of a run folder."""
     path = Path(path)
-    if (path / "weights.safetensors").is_file():
+    if (path / manifest.FILE).is_file():
         return path
     newest = newest_checkpoint(checkpoints_of(path))
     if newest is None:
@@ -36,14 +36,6 @@ def find_checkpoint(path: str | Path) -> Path:
 def saved_config(path: str | Path) -> RunConfig:
     """The config that a run or checkpoint was saved with."""
     return load_run([find_checkpoint(path) / "config.yaml"])
-
-
-def step_of(checkpoint: Path) -> int:
-    """The training step of a checkpoint folder."""
-    match = re.fullmatch(r"step_(\d+)", checkpoint.name)
-    if match is None:
-        raise UserError("this is no checkpoint folder of a run", str(checkpoint), "its name should be step_<number>")
-    return int(match.group(1))
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
@@ -85,12 +77,28 @@ def _model_config(checkpoint: Path, kind: type[Kind], name: str) -> Kind:
     return model
 
 
+def saved_state(checkpoint: Path) -> SavedState:
+    """Weights and moments of a checkpoint, whole ones or those of any layout.
+
+    Raises:
+        UserError: a file of it is missing or damaged.
+    """
+    found = Manifest.load(checkpoint)
+    problems = found.problems(checkpoint)
+    if problems:
+        raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
+    model = saved_config(checkpoint).model
+    return SavedState(found.shards(checkpoint), model if isinstance(model, BackboneConfig) else None)
+
+
+def whole_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint, whole, in fp32; errors as in `saved_state`."""
+    state = saved_state(checkpoint)
+    return {name: state.whole("weight", name) for name in state.names()}
+
+
 def _load_weights(module: nn.Module, checkpoint: Path) -> None:
-    path = checkpoint / "weights.safetensors"
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights cannot be read: {error}", str(path), "take another checkpoint") from None
+    weights = whole_weights(checkpoint)
     own = dict(module.named_parameters())
     wrong = [
         name
@@ -98,7 +106,7 @@ def _load_weights(module: nn.Module, checkpoint: Path) -> None:
         if name not in own or name not in weights or own[name].shape != weights[name].shape
     ]
     if wrong:
-        raise UserError(f"these weights do not fit the saved config: {sorted(wrong)}", str(path))
+        raise UserError(f"these weights do not fit the saved config: {sorted(wrong)}", str(checkpoint))
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])

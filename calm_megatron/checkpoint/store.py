@@ -1,81 +1,194 @@
-"""Checkpoints of a run: written aside, published by one rename, the newest ones kept.
+"""Checkpoints of a run: written aside by all ranks, published by one rename, verified when they are read.
 
-<run>/checkpoints/step_00001000/
-    weights.safetensors   whole weights, in the precision of the run: what evaluation, generation and CALM read
-    engine/               each rank's part of weights and optimizer state, written by DeepSpeed
-    progress.json         place in the run
-    layout.json           ranks and ZeRO stage of the engine's files
-    config.yaml           the whole config
+<run>/checkpoints/
+    latest                    name of the newest checkpoint
+    step_00001000/
+        rank_00000.safetensors    this rank's run of each weight and its moments, in fp32 (shards.py)
+        progress.json             place in the run
+        config.yaml               the whole config
+        manifest.json             layout, fingerprints, size and checksum of each file
 """
 
-import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
+from calm_megatron.checkpoint.files import FileEntry
+from calm_megatron.checkpoint.manifest import Manifest
+from calm_megatron.checkpoint.pieces import Piece
 from calm_megatron.checkpoint.progress import Progress
+from calm_megatron.checkpoint.saved_state import SavedState
+from calm_megatron.checkpoint.shards import write_shard
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run, to_tree, to_yaml
-from calm_megatron.config.schema import RunConfig
+from calm_megatron.config.schema import BackboneConfig, RunConfig
 from calm_megatron.parallel.grid import Grid
+
+_NAME = re.compile(r"step_(\d{8,})")
 
 
 class Saveable(Protocol):
-    """What the store needs of an engine; all ranks call together."""
+    """What the store needs of an engine."""
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part."""
+    def own_pieces(self) -> list[Piece]:
+        """This rank's share of weights and moments; those of all ranks make up the model, each element once."""
 
-    def load(self, directory: Path) -> None:
-        """Read this rank's part."""
+    def scalars(self) -> dict[str, Any]:
+        """The rest of its state, the same on all ranks."""
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """All weights at the main rank."""
+    def restore(self, state: SavedState, scalars: Mapping[str, Any]) -> None:
+        """Take over saved weights, moments and scalars, whatever the layout that saved them."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was published."""
+
+    path: Path
+    stall: float
+    """Seconds for which training stood still."""
+    seconds: float
+    """From the call to the publication."""
+    bytes: int
+    """Of all files."""
+
+
+@dataclass
+class _Pending:
+    """A save whose shards are being written."""
+
+    progress: Progress
+    scalars: dict[str, Any]
+    entry: "Future[FileEntry]"
+    started: float
+    stall: float
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run; all ranks call its methods together."""
 
-    def __init__(self, config: RunConfig, grid: Grid) -> None:
+    def __init__(self, config: RunConfig, grid: Grid, fingerprints: Mapping[str, str] | None = None) -> None:
         self.config, self.grid = config, grid
+        self.fingerprints = dict(fingerprints or {})
         self.directory = checkpoints_of(Path(config.run.directory))
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
 
-    def save(self, engine: Saveable, progress: Progress) -> Path:
-        """Write and publish a checkpoint, then delete those beyond `keep_last`; called by all ranks."""
-        final = self.directory / f"step_{progress.step:08d}"
-        aside = self.directory / f".{final.name}.partial"
+    def begin(self, engine: Saveable, progress: Progress) -> Saved | None:
+        """Start to save; `poll` or `finish` publishes. Returns the save before, if that was still being written.
+
+        With `checkpoint.async_save` training goes on from a copy in the host's memory, else this waits for the disk.
+        """
+        before = self.finish()
+        started = time.monotonic()
+        aside = self._aside(progress)
         self._main_first(lambda: _make_room(aside))
-        engine.save(aside)
-        weights = engine.whole_weights()
-        self._main_first(lambda: self._publish(aside, final, weights, progress))
-        return final
+        pieces = engine.own_pieces()
+        if self.config.checkpoint.async_save:
+            pieces = [_copied(piece) for piece in pieces]
+        shard = aside / f"rank_{self.grid.rank:05d}.safetensors"
+        entry = self._writer.submit(_write_and_verify, shard, pieces)
+        self._pending = _Pending(progress, engine.scalars(), entry, started, 0.0)
+        if not self.config.checkpoint.async_save:
+            entry.exception()  # waits
+        self._pending.stall = time.monotonic() - started
+        return before
 
-    def resume(self, engine: Saveable) -> Progress | None:
-        """Load the newest checkpoint into the engine; None when the run has none. Called by all ranks.
+    def poll(self) -> Saved | None:
+        """Publish the pending save once all ranks have written their shards.
 
         Raises:
-            UserError: the checkpoint was written by another model or layout.
+            UserError: a rank could not write its own.
         """
-        newest = newest_checkpoint(self.directory)
-        if newest is None:
+        if self._pending is None:
             return None
-        check_same_run(self.config, newest)
-        layout = json.loads((newest / "layout.json").read_text())
-        if layout != self._layout():
+        written = torch.tensor(int(self._pending.entry.done()), device=self.grid.device)
+        dist.all_reduce(written, op=dist.ReduceOp.MIN)
+        return self.finish() if written.item() else None
+
+    def finish(self) -> Saved | None:
+        """Wait for the pending save, if there is one, and publish it; errors as in `poll`."""
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        since = time.monotonic()
+        error = pending.entry.exception()
+        own = error if error is not None else pending.entry.result()
+        entries: list[Any] = [None] * self.grid.world_size
+        dist.all_gather_object(entries, f"rank {self.grid.rank}: {error}" if error is not None else own)
+        failures = [entry for entry in entries if isinstance(entry, str)]
+        if failures:
+            self._refuse("; ".join(failures))
+        final = self.directory / self._aside(pending.progress).name.removeprefix(".").removesuffix(".partial")
+        self._main_first(lambda: self._publish(pending, final, entries))
+        now = time.monotonic()
+        size = sum(entry.bytes for entry in entries)
+        return Saved(final, pending.stall + now - since, now - pending.started, size)
+
+    def resume(self, engine: Saveable, tell: Callable[[str], None] = lambda message: None) -> Progress | None:
+        """Load the newest checkpoint that is whole; None when the run has none. `tell` hears of damaged ones.
+
+        Raises:
+            UserError: the checkpoint is of another model or of other data, or none is whole.
+        """
+        candidates = published(self.directory)
+        problems = []
+        for folder in reversed(candidates):
+            damage = self._damage(folder)
+            if not damage:
+                return self._load(engine, folder)
+            problems.append(f"{folder.name}: {damage}")
+            tell(f"{folder.name} is damaged and left out: {damage}")
+            self._main_first(lambda folder=folder: os.replace(folder, folder.with_name(f"damaged_{folder.name}")))  # type: ignore[misc]
+        if problems:
             raise UserError(
-                f"the checkpoint was written with {layout}, this run has {self._layout()}",
-                str(newest),
-                "resume with the layout of the checkpoint",
+                "no checkpoint of the run is whole:\n  " + "\n  ".join(problems),
+                str(self.directory),
+                "bring one back from a copy, or start in a new run.directory",
             )
-        engine.load(newest)
-        return Progress.load(newest / "progress.json")
+        return None
+
+    def _load(self, engine: Saveable, folder: Path) -> Progress:
+        check_same_run(self.config, folder)
+        manifest = Manifest.load(folder)
+        self._demand_same_sources(manifest, folder)
+        model = self.config.model if isinstance(self.config.model, BackboneConfig) else None
+        engine.restore(SavedState(manifest.shards(folder), model), manifest.engine)
+        return Progress.load(folder / "progress.json")
+
+    def _demand_same_sources(self, manifest: Manifest, folder: Path) -> None:
+        changed = [
+            name
+            for name, fingerprint in self.fingerprints.items()
+            if manifest.fingerprints.get(name, fingerprint) != fingerprint
+        ]
+        if changed and not self.config.checkpoint.accept_changed_sources:
+            raise UserError(
+                f"since the checkpoint was saved, {' and '.join(changed)} changed: the run would go on with others",
+                str(folder),
+                "bring them back, start in a new run.directory, or set checkpoint.accept_changed_sources=true",
+            )
+
+    def _damage(self, folder: Path) -> str:
+        """What is wrong with a checkpoint, looked at by all ranks, each at its share of the files."""
+        try:
+            found = Manifest.load(folder)
+        except UserError as error:
+            own = [error.what]
+        else:
+            own = found.problems(folder, self.grid.rank, self.grid.world_size)
+        everyone: list[list[str]] = [[] for _ in range(self.grid.world_size)]
+        dist.all_gather_object(everyone, own)
+        return "; ".join(dict.fromkeys(problem for problems in everyone for problem in problems))
 
     def _layout(self) -> dict[str, Any]:
         parallel = self.config.parallel
@@ -83,23 +196,40 @@ class CheckpointStore:
             "world_size": self.grid.world_size,
             "tensor_model_parallel_size": self.grid.tensor_size,
             "pipeline_model_parallel_size": self.grid.stages.size,
+            "data_parallel_size": self.grid.data_parallel_size,
             "zero_stage": parallel.zero_stage,
             "precision": self.config.train.precision,
         }
 
-    def _publish(self, aside: Path, final: Path, weights: dict[str, Tensor], progress: Progress) -> None:
-        save_file(weights, aside / "weights.safetensors")
-        progress.save(aside / "progress.json")
-        (aside / "layout.json").write_text(json.dumps(self._layout(), indent=2) + "\n")
+    def _aside(self, progress: Progress) -> Path:
+        return self.directory / f".step_{progress.step:08d}.partial"
+
+    def _publish(self, pending: _Pending, final: Path, shards: Sequence[FileEntry]) -> None:
+        aside = self._aside(pending.progress)
+        pending.progress.save(aside / "progress.json")
         (aside / "config.yaml").write_text(to_yaml(self.config))
-        for path in aside.rglob("*"):
+        others = [FileEntry.of(aside / name) for name in ("progress.json", "config.yaml")]
+        Manifest(
+            layout=self._layout(),
+            engine=pending.scalars,
+            fingerprints=self.fingerprints,
+            files=(*shards, *others),
+        ).save(aside)
+        for path in (*(aside / name for name in ("progress.json", "config.yaml", "manifest.json")), aside):
             _sync(path)
         if final.exists():
             _remove(final)
         os.replace(aside, final)
+        _point_to(self.directory / "latest", final.name)
         _sync(self.directory)
-        for old in _published(self.directory)[: -self.config.checkpoint.keep_last]:
+        for old in self._outlived():
             _remove(old)
+
+    def _outlived(self) -> list[Path]:
+        """Checkpoints that are neither among the last nor kept for good."""
+        keep_every = self.config.checkpoint.keep_every
+        older = published(self.directory)[: -self.config.checkpoint.keep_last]
+        return [path for path in older if not (keep_every and step_of(path) % keep_every == 0)]
 
     def _main_first(self, work: Callable[[], None]) -> None:
         """The main rank works, the others wait; a failure there is the same failure everywhere."""
@@ -107,15 +237,18 @@ class CheckpointStore:
         if self.grid.is_main:
             try:
                 work()
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 failure = [f"{error}"]
         dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:
-            raise UserError(
-                f"the checkpoint could not be written: {failure[0]}",
-                str(self.directory),
-                "make room or mend the folder's rights; earlier checkpoints are intact",
-            )
+            self._refuse(failure[0])
+
+    def _refuse(self, reason: str) -> None:
+        raise UserError(
+            f"the checkpoint could not be written: {reason}",
+            str(self.directory),
+            "make room or mend the folder's rights; earlier checkpoints are intact",
+        )
 
 
 def checkpoints_of(run_directory: Path) -> Path:
@@ -123,10 +256,23 @@ def checkpoints_of(run_directory: Path) -> Path:
     return run_directory / "checkpoints"
 
 
+def published(directory: Path) -> list[Path]:
+    """The checkpoints in a folder of checkpoints, the oldest first."""
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)] if directory.is_dir() else []
+    return sorted(found, key=step_of)
+
+
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest published checkpoint in a folder of checkpoints."""
-    published = _published(directory)
-    return published[-1] if published else None
+    return next(reversed(published(directory)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The training step of a checkpoint folder."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise UserError("this is no checkpoint folder of a run", str(checkpoint), "its name should be step_<number>")
+    return int(match.group(1))
 
 
 def check_same_run(config: RunConfig, checkpoint: Path) -> None:
@@ -150,8 +296,17 @@ def check_same_run(config: RunConfig, checkpoint: Path) -> None:
         )
 
 
-def _published(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step_[0-9]*")) if directory.is_dir() else []
+def _write_and_verify(path: Path, pieces: Sequence[Piece]) -> FileEntry:
+    """Write a shard and read it back: nothing older is deleted for the sake of a file that cannot be read."""
+    values = {piece.place: piece.values for piece in pieces}
+    entry = write_shard(path, list(values), lambda kind, place: values[place][kind])
+    if problem := entry.problem(path.parent):
+        raise OSError(f"{problem}, as it is read back")
+    return entry
+
+
+def _copied(piece: Piece) -> Piece:
+    return Piece(piece.place, {kind: value.detach().to("cpu", copy=True) for kind, value in piece.values.items()})
 
 
 def _make_room(aside: Path) -> None:
@@ -166,6 +321,13 @@ def _remove(checkpoint: Path) -> None:
     going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
     os.replace(checkpoint, going)
     shutil.rmtree(going)
+
+
+def _point_to(latest: Path, name: str) -> None:
+    aside = latest.with_name(".latest.partial")
+    aside.write_text(f"{name}\n")
+    _sync(aside)
+    os.replace(aside, latest)
 
 
 def _sync(path: Path) -> None:

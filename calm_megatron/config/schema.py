@@ -240,6 +240,12 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0 saves at the end only."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are deleted after a newer one is published."""
+    keep_every: NonNegativeInt = 0
+    """Keep checkpoints of steps that are a multiple of this for good; 0 keeps none."""
+    async_save: Switch = True
+    """Write in the background, from a copy in the host's memory; false lets training wait for the disk."""
+    accept_changed_sources: Switch = False
+    """Resume although data set, tokenizer or autoencoder are others than when the checkpoint was saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,11 @@ class DataSplits:
         """SHA-256 of the `tokenizer.json` that all splits were made with."""
         return self.train.corpus.facts.tokenizer_fingerprint
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the ids that are trained on, and of their tokenizer."""
+        return {"training data": self.train.corpus.facts.bin_sha256, "tokenizer": self.fingerprint}
+
     @cached_property
     def tokenizer_path(self) -> Path:
         """Where that tokenizer is now.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import xxhash
 from torch import Tensor, nn
 
 from calm_megatron.config.schema import AutoencoderConfig
@@ -199,6 +200,14 @@ class FrozenAutoencoder:
         flat_RZ = latent.flatten(0, -2)
         chunks = [self.logits(chunk).argmax(dim=-1) for chunk in flat_RZ.split(2048)]
         return torch.cat(chunks).unflatten(0, latent.shape[:-1]) if chunks else flat_RZ.new_empty(0)
+
+    def fingerprint(self) -> str:
+        """XXH3 of names and weights, the same for the same autoencoder."""
+        digest = xxhash.xxh3_128()
+        for name, weight in sorted(self._module.named_parameters()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights by name."""

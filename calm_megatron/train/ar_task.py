@@ -1,7 +1,8 @@
 """Training and validation of the token-level baseline."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ class ArTask:
     """Cross-entropy of the next token."""
 
     term_names: tuple[str, ...] = ("loss",)
+    fingerprints: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: RunConfig, model: ArConfig, data: DataSplits, grid: Grid) -> None:
         self.config, self.model, self.data, self.grid = config, model, data, grid

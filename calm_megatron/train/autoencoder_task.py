@@ -1,7 +1,8 @@
 """Training and validation of the autoencoder."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import nn
 
@@ -20,6 +21,7 @@ class AutoencoderTask:
     """Cross-entropy and clipped KL on batches of patches."""
 
     term_names: tuple[str, ...] = ("loss", "autoencoder/cross_entropy", "autoencoder/kl")
+    fingerprints: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, config: RunConfig, model: AutoencoderConfig, data: DataSplits, grid: Grid) -> None:
         self.config, self.model, self.data, self.grid = config, model, data, grid

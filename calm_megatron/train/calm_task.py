@@ -1,6 +1,6 @@
 """Training and validation of CALM."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -26,7 +26,9 @@ class CalmTask:
         self.streams = RandomStreams(config.run.seed, grid.device)
         autoencoder = load_autoencoder(model.autoencoder)
         check_autoencoder(model, autoencoder.config)
-        self.autoencoder = FrozenAutoencoder(autoencoder).to(grid.device, dtype_of(config))
+        frozen = FrozenAutoencoder(autoencoder)
+        self.fingerprints: Mapping[str, str] = {"autoencoder": frozen.fingerprint()}
+        self.autoencoder = frozen.to(grid.device, dtype_of(config))
 
     def build(self) -> nn.Module:
         """CALM with its initial weights."""

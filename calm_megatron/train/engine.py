@@ -1,11 +1,10 @@
-"""DeepSpeed's engine behind three verbs: train a step, save, load."""
+"""DeepSpeed's engine behind three verbs: train a step, give its state, take one over."""
 
 import contextlib
 import io
 import logging
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -14,6 +13,8 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
+from calm_megatron.checkpoint.pieces import Piece
+from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.config.deepspeed_json import deepspeed_json
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import RunConfig
@@ -22,11 +23,10 @@ from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.mpu import ModelParallelUnit
 from calm_megatron.parallel.replicas import check_replicas
+from calm_megatron.train.engine_state import EngineState
 from calm_megatron.train.optimizer import build_optimizer
 from calm_megatron.train.schedule import learning_rate
 from calm_megatron.train.task import Task, Terms
-
-_STATE = "engine"
 
 
 class Engine:
@@ -47,6 +47,7 @@ class Engine:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the memory in use, whatever its log level
             self.engine = self._initialise(deepspeed_json(config, config.train.global_batch_size // per_step))
+        self.state = EngineState(self.engine, self.model, self.sharding, config.parallel.zero_stage, grid)
 
     def train_step(self, micro_batches: Sequence[Batch], step: int) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; returns the global means of the task's terms and more.
@@ -101,39 +102,17 @@ class Engine:
         self.engine.step()
         return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of weights and optimizer state; called by all ranks."""
-        self.engine.save_checkpoint(str(directory), tag=_STATE, save_latest=False)
+    def own_pieces(self) -> list[Piece]:
+        """This rank's share of weights and moments; see `EngineState`."""
+        return self.state.own_pieces()
 
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote at the same layout; called by all ranks."""
-        path, _ = self.engine.load_checkpoint(str(directory), tag=_STATE)
-        if path is None:
-            raise UserError("the engine state could not be read", str(directory / _STATE))
+    def scalars(self) -> dict[str, Any]:
+        """The rest of the engine's state."""
+        return self.state.scalars()
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """All weights, whole, on CPU, at the main rank; empty elsewhere. Called by all ranks."""
-        weights: dict[str, Tensor] = {}
-        # The pipeline of the first tensor and data rank: its first stage is the main rank.
-        collects = self.grid.data_rank == 0 and self.grid.tensor_rank == 0
-        for name, weight in self.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([weight], enabled=self.config.parallel.zero_stage == 3):
-                whole = self._whole(name, weight.detach())
-                if collects:
-                    weights[name] = whole.cpu().clone()
-        return self._of_all_stages(weights) if collects else {}
-
-    def _of_all_stages(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of all stages at the first, tensor by tensor."""
-        stages = self.grid.stages
-        names = stages.collect(list(own))
-        if not stages.is_first:
-            for weight in own.values():
-                stages.send(weight.to(self.grid.device), stage=0)
-            return {}
-        for stage, theirs in enumerate(names[1:], start=1):
-            own |= {name: stages.receive_from(stage).cpu() for name in theirs}
-        return own
+    def restore(self, state: SavedState, scalars: Mapping[str, Any]) -> None:
+        """Take over a saved state of any layout."""
+        self.state.restore(state, scalars)
 
     def check_replicas(self) -> None:
         """Compare the ranks' copies of weights bit by bit; called by all ranks.
@@ -149,13 +128,6 @@ class Engine:
         check_replicas(copied, self.grid.tensor_group, "tensor ranks")
         if self.config.parallel.zero_stage < 3:
             check_replicas(weights, self.grid.data_group, "data ranks")
-
-    def _whole(self, name: str, part: Tensor) -> Tensor:
-        if self.sharding is None or not self.sharding.is_cut(name):
-            return part
-        parts = [torch.empty_like(part) for _ in range(self.sharding.size)]
-        dist.all_gather(parts, part.contiguous(), group=self.grid.tensor_group)
-        return self.sharding.whole(name, parts)
 
     def _expect(self, micro_batches: int) -> None:
         """Follow the batch-size ramp-up."""

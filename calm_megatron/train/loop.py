@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from calm_megatron.checkpoint.progress import Progress
-from calm_megatron.checkpoint.store import CheckpointStore
+from calm_megatron.checkpoint.store import CheckpointStore, Saved
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
@@ -42,8 +42,9 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
     config = with_data_facts(config, data)
     task = build_task(config, data, grid)
     engine = (PipelineEngine if pipeline_size > 1 else Engine)(task, config, grid)
-    store = CheckpointStore(config, grid)
-    progress = store.resume(engine) or Progress()
+    store = CheckpointStore(config, grid, {**data.fingerprints, **task.fingerprints})
+    damaged: list[str] = []
+    progress = store.resume(engine, damaged.append) or Progress()
     directory = Path(config.run.directory)
     if grid.is_main:
         _describe_run(directory, config, data)
@@ -54,6 +55,8 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
         StopSignal(grid) as stop,
     ):
         telemetry.event("model", f"{engine.parameters:,} parameters", **_machine(engine, grid))
+        for message in damaged:
+            telemetry.event("damage", message)
         signal_name = None
         while progress.step < iters and not (signal_name := stop.requested()):
             samples = schedule.batch_size_at(progress.consumed_samples)
@@ -65,11 +68,13 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
             if _due(config.evaluation.eval_interval, progress.step) and progress.step < iters:
                 scores = _validate(task, engine, "valid", config.evaluation.eval_iters)
                 telemetry.validation(progress.step, _numbers(scores))
+            _tell_of(store.poll(), telemetry)
             if _due(config.checkpoint.save_interval, progress.step):
-                telemetry.event("checkpoint", f"saved {store.save(engine, progress).name}")
+                _tell_of(store.begin(engine, progress), telemetry)
                 saved_at = progress.step
         if progress.step > saved_at:
-            telemetry.event("checkpoint", f"saved {store.save(engine, progress).name}")
+            _tell_of(store.begin(engine, progress), telemetry)
+        _tell_of(store.finish(), telemetry)
         if signal_name:
             telemetry.event("stop", f"stopped by {signal_name} after step {progress.step}; start again to go on")
         else:
@@ -105,6 +110,18 @@ def _schedule(config: RunConfig, data_parallel_size: int) -> BatchSchedule:
 
 def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
+
+
+def _tell_of(saved: Saved | None, telemetry: Telemetry) -> None:
+    if saved is not None:
+        size, rate = saved.bytes / 1e6, saved.bytes / 1e6 / max(saved.seconds, 1e-9)
+        telemetry.event(
+            "checkpoint",
+            f"saved {saved.path.name}: {size:.1f} MB at {rate:.0f} MB/s, training waited {saved.stall:.2f} s",
+            bytes=saved.bytes,
+            seconds=saved.seconds,
+            stall_seconds=saved.stall,
+        )
 
 
 def _validate(task: Task, engine: Engine, split: str, eval_iters: int) -> dict[str, object]:

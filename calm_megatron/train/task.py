@@ -1,6 +1,6 @@
 """What the loop needs to know of a model: how to build it, its training terms for a batch, and its validation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,8 @@ class Task(Protocol):
     data: DataSplits
     term_names: tuple[str, ...]
     """Of the training terms, so that pipeline stages that never see them know them too."""
+    fingerprints: Mapping[str, str]
+    """Of what the run is built on, beside its data."""
 
     def build(self) -> nn.Module:
         """The module or this pipeline stage's part, with initial weights, in the run's precision, on its device."""

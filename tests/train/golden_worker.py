@@ -1,21 +1,23 @@
-"""Ranks of the golden layout tests: loss and whole gradients of the official weights, written by the main rank.
+"""Ranks of the golden layout tests: loss and gradients of the official weights, the latter saved as a checkpoint.
 
 Usage: torchrun ... golden_worker.py CHECKPOINT AUTOENCODER JOBS.json, with a list of
-{"output": file, "tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
+{"output": folder, "tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calm_megatron.checkpoint.official_format import calm_config, load_official_autoencoder, read_official
+from calm_megatron.checkpoint.progress import Progress
+from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.schema import (
     DataConfig,
     OptimizerConfig,
@@ -46,7 +48,7 @@ class GoldenTask:
         self.recorded = load_file(checkpoint / "io.safetensors")
         frozen = load_official_autoencoder(autoencoder)
         # With the rounding of the official training mode, which the recorded loss has.
-        frozen.config = dataclasses.replace(frozen.config, round_embedding_to_bf16=True)
+        frozen.config = replace(frozen.config, round_embedding_to_bf16=True)
         self.frozen, self.grid = FrozenAutoencoder(frozen), grid
         ids_BT = self.recorded["input_ids"]
         self.config = RunConfig(
@@ -93,13 +95,16 @@ class GradientEngine:
             assert weight.grad is not None, name
             self.gradients[name] = weight.grad.clone()
 
-    def whole(self) -> dict[str, Tensor]:
-        """All of them at the main rank, by the engine's own way of gathering weights."""
+    def save(self, folder: Path) -> None:
+        """Save them in the place of the weights, as a checkpoint."""
         with torch.no_grad():
             for name, weight in self.engine.model.named_parameters():
                 weight.copy_(self.gradients[name])
         self.engine.check_replicas()
-        return self.engine.whole_weights()
+        config = self.engine.config
+        store = CheckpointStore(replace(config, run=replace(config.run, directory=str(folder))), self.engine.grid)
+        store.begin(self.engine, Progress())
+        store.finish()
 
 
 def run(checkpoint: Path, autoencoder: Path, job: dict[str, Any]) -> None:
@@ -116,9 +121,9 @@ def run(checkpoint: Path, autoencoder: Path, job: dict[str, Any]) -> None:
     ids_BT = task.recorded["input_ids"]
     batches: Sequence[Batch] = [Batch(ids_BT, torch.zeros(len(ids_BT), 1), torch.arange(len(ids_BT)))]
     values = engine.train_step(batches, 0)
-    found = gradients.whole()
+    gradients.save(Path(job["output"]))
     if grid.is_main:
-        save_file({"loss": torch.tensor(values["loss"], dtype=torch.float64), **found}, job["output"])
+        (Path(job["output"]) / "loss.json").write_text(json.dumps(values["loss"]))
 
 
 def main() -> None:

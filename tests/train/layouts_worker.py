@@ -1,16 +1,17 @@
 """Ranks of the layout tests: trains many small runs, one after the other, in one launch.
 
-Usage: torchrun ... layouts_worker.py JOBS.json, with a list of {"files": [...], "overrides": [...]}. Each run's initial
-weights, gathered from all ranks, are written to `initial.safetensors` in its folder.
+Usage: torchrun ... layouts_worker.py JOBS.json, with a list of {"files": [...], "overrides": [...]}. The state
+with which each run begins or goes on is saved as a checkpoint of its folder `initial`.
 """
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from calm_megatron.checkpoint.progress import Progress
+from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.config.files import load_run
 from calm_megatron.data.loader import Batch
@@ -20,14 +21,18 @@ from calm_megatron.train.engine import Engine
 from calm_megatron.train.tasks import build_task
 
 train_step = Engine.train_step
+recorded: set[Engine] = set()
 
 
 def record_and_train(engine: Engine, micro_batches: Sequence[Batch], step: int) -> dict[str, float]:
-    """The engine's step, with the weights written before the first."""
-    if step == 0:
-        weights = engine.whole_weights()
-        if engine.grid.is_main:
-            save_file(weights, Path(engine.config.run.directory) / "initial.safetensors")
+    """The engine's step, with the state saved before the first."""
+    if engine not in recorded:
+        recorded.add(engine)
+        config = engine.config
+        elsewhere = replace(config, run=replace(config.run, directory=f"{config.run.directory}/initial"))
+        store = CheckpointStore(elsewhere, engine.grid)
+        store.begin(engine, Progress(step))
+        store.finish()
     return train_step(engine, micro_batches, step)
 
 

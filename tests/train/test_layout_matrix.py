@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from calm_megatron.checkpoint.load import whole_weights
 from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import ROOT, TRAINED_AUTOENCODER, settings
 from tests.train.layout_matrix import BASES, QUICK, Layout, every_layout
 
 WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
 Program = Callable[..., subprocess.CompletedProcess[str]]
+LAST = "checkpoints/step_00000010"
 Train = Callable[[Iterable[Layout]], Path]
 
 
@@ -80,9 +81,7 @@ def test_the_runs_depend_on_what_the_layouts_share(quick: Path) -> None:
     """Else a wrong backbone would go unseen: its gradient is a good part of the norm, and the loss falls."""
     losses = series(quick, Layout(), "loss")
     assert losses[-1] < 0.8 * losses[0]
-    first, last = (
-        load_file(quick / Layout().name / file) for file in ("initial.safetensors", newest_weights(Layout()))
-    )
+    first, last = (weights(quick, Layout(), which) for which in ("initial/checkpoints/step_00000000", LAST))
     moved = [name for name in first if (first[name] - last[name]).abs().mean() > 1e-3]
     assert len(moved) > 0.9 * len(first)
 
@@ -93,8 +92,9 @@ def demand_equal_runs(folder: Path, layout: Layout) -> None:
     bf16 keeps 8 bits of a number and fp16 11: losses of fp32 may be off by a unit of the last, and gradients, which
     went through many layers, by eight. Against one another two fp32 runs differ by the order of sums alone.
     """
-    ours, theirs = (series(folder, which, "loss") for which in (layout, layout.reference))
-    norms, their_norms = (series(folder, which, "grad_norm") for which in (layout, layout.reference))
+    both = (layout, layout.reference)
+    ours, theirs = (series(folder, which, "loss") for which in both)
+    norms, their_norms = (series(folder, which, "grad_norm") for which in both)
     unit = {"fp32": None, "bf16": 2**-8, "fp16": 2**-11}[layout.precision]
     assert len(ours) == 10
     assert ours[0] == pytest.approx(theirs[0], rel=unit or 1e-5)
@@ -105,17 +105,13 @@ def demand_equal_runs(folder: Path, layout: Layout) -> None:
     )
     assert score["tokens"] == their_score["tokens"]
     assert score["loss"] == pytest.approx(their_score["loss"], rel=unit or 1e-4)
-    initial, their_initial = (
-        load_file(folder / which.name / "initial.safetensors") for which in (layout, layout.reference)
-    )
+    initial, their_initial = (weights(folder, which, "initial/checkpoints/step_00000000") for which in both)
     assert initial.keys() == their_initial.keys()
     rounded = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[layout.precision]
     for name, weight in initial.items():
-        assert torch.equal(weight, their_initial[name].to(rounded)), f"{name} starts with other weights"
+        assert torch.equal(weight, their_initial[name].to(rounded).float()), f"{name} starts with other weights"
     if layout.precision == "fp32":
-        last, their_last = (
-            load_file(folder / which.name / newest_weights(which)) for which in (layout, layout.reference)
-        )
+        last, their_last = (weights(folder, which, LAST) for which in both)
         for name, weight in last.items():
             # Adam turns the rounding of a tiny gradient into a step of any size up to the learning rate.
             assert (weight - their_last[name]).abs().mean() < 2e-5, name
@@ -126,6 +122,6 @@ def series(folder: Path, layout: Layout, name: str) -> list[float]:
     return read_log(folder / layout.name / "log.jsonl").series(name)[1]
 
 
-def newest_weights(layout: Layout) -> str:
-    """Place of the trained weights in a run folder."""
-    return "checkpoints/step_00000010/weights.safetensors"
+def weights(folder: Path, layout: Layout, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Whole weights of one of a run's checkpoints."""
+    return whole_weights(folder / layout.name / checkpoint)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from calm_megatron.checkpoint.load import whole_weights
 from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import AR, AUTOENCODER, CALM, ROOT, TRAINED_AUTOENCODER, settings
 
@@ -108,7 +108,7 @@ def norms(run: Path) -> list[float]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "step_00000010" / "weights.safetensors")
+    return whole_weights(run / "checkpoints" / "step_00000010")
 
 
 def validation(run: Path) -> dict[str, object]:

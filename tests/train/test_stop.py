@@ -43,7 +43,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(tmp_path: Path, small_corpus:
         process.kill()
     stopped = len(_steps(run))
     assert stopped >= 5
-    assert (run / "checkpoints" / f"step_{stopped:08d}" / "weights.safetensors").is_file()
+    assert (run / "checkpoints" / f"step_{stopped:08d}" / "manifest.json").is_file()
     assert read_log(run / "log.jsonl").events[-1].kind == "stop"
 
     done = program(ROOT / "pretrain_ae.py", config, f"train.train_iters={stopped + 3}")

@@ -1,0 +1,45 @@
+"""The files of a checkpoint: size and checksum, and what is wrong with one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file as it was written, relative to the checkpoint."""
+
+    name: str
+    bytes: int
+    xxh3: str
+    """128 bits of XXH3, in hexadecimal."""
+
+    @staticmethod
+    def of(path: Path) -> "FileEntry":
+        """Of a file as it is now."""
+        return FileEntry(path.name, path.stat().st_size, checksum(path))
+
+    def problem(self, folder: Path) -> str | None:
+        """What is wrong with the file in a folder: missing, cut, or other bytes; none if nothing is."""
+        path = folder / self.name
+        try:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"{self.name} has {size:,} bytes instead of {self.bytes:,}"
+            if checksum(path) != self.xxh3:
+                return f"{self.name} has other bytes than were written"
+        except OSError as error:
+            return f"{self.name} cannot be read: {error.strerror}"
+        return None
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file as it can be read now, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

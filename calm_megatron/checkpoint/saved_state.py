@@ -1,0 +1,90 @@
+"""Reads the state in a checkpoint for any layout, by the table of how each weight is cut."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from calm_megatron.checkpoint.pieces import Place
+from calm_megatron.checkpoint.shards import read_places, read_run
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import BackboneConfig
+from calm_megatron.model.sharding import Sharding
+
+
+class SavedState:
+    """The weights and moments in the shards of a checkpoint.
+
+    Args:
+        shards: the files.
+        model: whose weights they are; none for a model that tensor ranks never cut.
+    """
+
+    def __init__(self, shards: Iterable[Path], model: BackboneConfig | None) -> None:
+        self._shards = tuple(shards)
+        self._model = model
+
+    @cached_property
+    def _runs(self) -> dict[str, list[tuple[Place, Path]]]:
+        """By weight, each saved run and its file."""
+        runs: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
+        for path in self._shards:
+            for place in read_places(path):
+                runs[place.name].append((place, path))
+        return runs
+
+    def names(self) -> list[str]:
+        """Of all weights."""
+        return sorted(self._runs)
+
+    def read(self, kind: str, place: Place) -> Tensor:
+        """The flat values of a place of any layout, in fp32.
+
+        Raises:
+            UserError: the checkpoint lacks them.
+        """
+        saved_parts = self._saved_parts(place.name)
+        if saved_parts == place.parts:
+            # The same cut: only the wanted run is read.
+            return self._run(kind, place.name, place.part, place.start, place.stop, place.shape)
+        part = self._cut(place.part, place.parts).part(place.name, self.whole(kind, place.name))
+        return part.flatten()[place.start : place.stop]
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """A whole weight, or its moment, in fp32."""
+        parts = self._saved_parts(name)
+        pieces = []
+        for part in range(parts):
+            shape = next((place.shape for place, _ in self._runs[name] if place.part == part), ())
+            pieces.append(self._run(kind, name, part, 0, torch.Size(shape).numel(), shape).view(shape))
+        return pieces[0] if parts == 1 else self._cut(0, parts).whole(name, pieces)
+
+    def _cut(self, part: int, parts: int) -> Sharding:
+        assert self._model is not None, "only models with a table of cuts are cut"
+        return Sharding(self._model, part, parts)
+
+    def _saved_parts(self, name: str) -> int:
+        if name not in self._runs:
+            raise UserError(f"the checkpoint lacks the weight {name}", str(self._shards[0].parent))
+        return self._runs[name][0][0].parts
+
+    def _run(self, kind: str, name: str, part: int, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+        """Elements of a part as it was saved, from however many files."""
+        values = torch.empty(stop - start)
+        found = 0
+        for saved, path in self._runs[name]:
+            first, last = max(start, saved.start), min(stop, saved.stop)
+            if saved.part != part or first >= last:
+                continue
+            if saved.shape != shape:
+                raise UserError(f"{name} has shape {saved.shape} in the checkpoint, not {shape}", str(path))
+            values[first - start : last - start] = read_run(path, kind, name, first - saved.start, last - saved.start)
+            found += last - first
+        if found != stop - start:
+            raise UserError(
+                f"the checkpoint has {found} of {stop - start} elements of {name}", str(self._shards[0].parent)
+            )
+        return values
