@@ -5,7 +5,7 @@ from calm_megatron.config.schema import AutoencoderConfig
 from calm_megatron.train import command_line
 
 
-def main() -> None:
+def main() -> int:
     """Read the config, build the task, run the loop."""
     config = command_line.parse(
         "Train the autoencoder that turns K tokens into one vector and back.",
@@ -17,7 +17,7 @@ def main() -> None:
     from calm_megatron.train import loop
     from calm_megatron.train.tasks import build_task
 
-    loop.run(build_task, config)
+    return command_line.exit_code(config, loop.run(build_task, config))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,34 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several figures behind a row."""
+
+    name: str
+    ours: float
+    baseline: float
+
+    @property
+    def ratio(self) -> float:
+        """baseline / ours."""
+        return self.baseline / self.ours
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What one benchmark found."""
 
     ratio: float
-    """baseline / ours, the median over the rounds: above 1, ours needs less."""
+    """baseline / ours, the median over the rounds: above 1, ours needs less; of a count beside its formula, 1."""
     ours: float
-    """Median, in `unit`."""
+    """Median over the rounds, or sum of the parts, in `unit`."""
     baseline: float
-    """Median, in `unit`."""
+    """Likewise."""
     unit: str
     spread: tuple[float, float]
-    """First and third quartile of the rounds' ratios."""
+    """First and third quartile of the rounds' ratios; of counts, which do not vary, the parts' smallest and largest."""
+    parts: tuple[Part, ...] = ()
 
 
 def row(ours: Sequence[float], baseline: Sequence[float], unit: str) -> Row:
@@ -41,6 +56,14 @@ def row(ours: Sequence[float], baseline: Sequence[float], unit: str) -> Row:
         unit=unit,
         spread=(low, high),
     )
+
+
+def counted(parts: Sequence[Part], unit: str) -> Row:
+    """Sum up counts (ours) beside their formulas (the baseline)."""
+    ours, formula = sum(part.ours for part in parts), sum(part.baseline for part in parts)
+    ratios = [part.ratio for part in parts]
+    spread = (min(ratios), max(ratios))
+    return Row(ratio=formula / ours, ours=ours, baseline=formula, unit=unit, spread=spread, parts=tuple(parts))
 
 
 def compare_times(ours: Callable[[], object], baseline: Callable[[], object], rounds: int = 15) -> Row:

@@ -2,24 +2,27 @@
 
 Usage: torchrun ... -m benchmarks.memory_worker JOBS FOLDER, with jobs {"name": [settings, ...]}.
 
-Looked at when gradients or weights are about to be exchanged, when AdamW is about to step and when it has stepped: in
-between nothing of these is made. Activations do not count.
+Looked at before each gradient enters a bucket, before a bucket is let go, before anything is exchanged, and before and
+after AdamW's step: in between nothing of these is made. Activations do not count.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.small_run import RandomTokens, engine, jobs_of_rank, micro_batches, small, start
-from benchmarks.wire import exchanging
+from benchmarks.wire import watching
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.train.engine import Engine
 
 PARTS = ("weights", "gradients", "moments", "master weights", "bucket", "in exchange")
+
+_MOMENTS = ("reduce_independent_p_g_buckets_and_remove_grads", "_release_ipg_buffers")
+"""Methods of ZeRO's optimizers before which gradients and their copies are the most."""
 
 
 class Peak:
@@ -27,7 +30,27 @@ class Peak:
 
     def __init__(self, trained: Engine) -> None:
         self.trained = trained
+        self.optimizer = trained.engine.optimizer
+        self.inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        """torch's AdamW, within ZeRO's optimizer."""
         self.parts: dict[str, int] = {}
+
+        for name in _MOMENTS:
+            if hasattr(self.optimizer, name):
+                setattr(self.optimizer, name, self._looked_at(getattr(self.optimizer, name)))
+        self.inner.register_step_pre_hook(lambda *_: self.look([]))
+        self.inner.register_step_post_hook(lambda *_: self.look([]))
+
+    def _looked_at(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.look([])
+            return method(*arguments, **options)
+
+        return call
+
+    def look_at_exchange(self, group: dist.ProcessGroup, collective: str, tensors: list[Tensor]) -> None:
+        """Look before a collective, for `watching`."""
+        self.look(tensors)
 
     def look(self, exchanged: list[Tensor]) -> None:
         """Count each piece of memory once, for the first part that has it."""
@@ -43,26 +66,31 @@ class Peak:
 
     def _tensors(self, exchanged: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
         weights = list(self.trained.model.parameters())
-        outer = self.trained.engine.optimizer
-        inner = getattr(outer, "optimizer", outer)
         for weight in weights:
             yield "weights", getattr(weight, "ds_tensor", weight).data
             yield "weights", weight.data
-        masters = [weight for group in inner.param_groups for weight in group["params"]]
-        for state in inner.state.values():
-            yield from (("moments", value) for value in state.values() if isinstance(value, Tensor))
-        yield from (("master weights", weight.data) for weight in masters)
-        attributes = {**vars(outer), **vars(self.trained.engine)} if outer is not inner else {}
-        for name, value in attributes.items():
-            if name.startswith("ipg_bucket") or "bucket" in name:
-                yield from (("bucket", tensor) for tensor in _within(value))
+        own = vars(self.optimizer) if self.optimizer is not self.inner else {}
+        masters = [weight for group in self.inner.param_groups for weight in group["params"]]
+        for state in self.inner.state.values():
+            yield from (("moments", tensor) for tensor in _within(state))
+        yield from (
+            ("master weights", tensor) for tensor in _within([masters, own.get("fp32_partitioned_groups_flat")])
+        )
+        for name in ("ipg_buckets", "ipg_bucket"):
+            yield from (("bucket", tensor) for tensor in _within(own.get(name)))
         for weight in [*weights, *masters]:
-            for gradient in (weight.grad, getattr(weight, "grad_accum", None)):
-                if gradient is not None:
-                    yield "gradients", gradient
-        for value in attributes.values():
-            yield from (("gradients", tensor) for tensor in _within(value))
-        yield from (("in exchange", tensor) for tensor in exchanged)
+            yield from (("gradients", tensor) for tensor in _within([weight.grad, getattr(weight, "grad_accum", None)]))
+        yield from (("gradients", tensor) for tensor in _within(own))
+        yield from (("in exchange", tensor) for tensor in [*exchanged, *_at_work()])
+
+
+def _at_work() -> Iterator[Tensor]:
+    """What the functions of DeepSpeed that are running hold in their variables: copies of gradients on their way."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__", "").startswith("deepspeed.runtime"):
+            yield from _within(dict(frame.f_locals))
 
 
 def _within(value: Any, depth: int = 4) -> Iterator[Tensor]:
@@ -90,16 +118,8 @@ def main() -> None:
         trained = engine(RandomTokens(config, grid))
         trained.train_step(micro_batches(config, grid, 0), 0)
         peak = Peak(trained)
-        outer = trained.engine.optimizer
-        inner = getattr(outer, "optimizer", outer)
-        hooks = [
-            inner.register_step_pre_hook(lambda *_, peak=peak: peak.look([])),
-            inner.register_step_post_hook(lambda *_, peak=peak: peak.look([])),
-        ]
-        with exchanging(peak.look):
+        with watching(peak.look_at_exchange):
             trained.train_step(micro_batches(config, grid, 1), 1)
-        for hook in hooks:
-            hook.remove()
         found[name] = peak.parts
         trained.engine.destroy()
     findings.write_text(json.dumps(found))

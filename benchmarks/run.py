@@ -34,6 +34,8 @@ def main() -> None:
             f" {found.ours:10.2f} {found.baseline:10.2f} {found.unit}",
             flush=True,
         )
+        for part in found.parts:
+            print(f"  {part.name:<52} {part.ratio:6.3f} {part.ours:10.4g} {part.baseline:10.4g}", flush=True)
         keep({"name": name, **_rounded(found), "machine": machine()})
 
 
@@ -51,7 +53,10 @@ def _rounded(found: Row) -> dict[str, Any]:
     """The row with four digits, which is more than a clock is good for."""
     values = dataclasses.asdict(found)
     values = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in values.items()}
-    return values | {"spread": [float(f"{value:.4g}") for value in found.spread]}
+    values["spread"] = [float(f"{value:.4g}") for value in found.spread]
+    parts = [[part.name, float(f"{part.ours:.4g}"), float(f"{part.baseline:.4g}")] for part in found.parts]
+    del values["parts"]
+    return values | ({"parts": parts} if parts else {})
 
 
 if __name__ == "__main__":

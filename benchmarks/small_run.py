@@ -14,6 +14,7 @@ import torch
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.data.loader import Batch
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
+from calm_megatron.model.initialise import initialise
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
@@ -21,6 +22,7 @@ from calm_megatron.plan.report import read_for_plan
 from calm_megatron.train.calm_task import CalmTask
 from calm_megatron.train.engine import Engine
 from calm_megatron.train.pipeline_engine import PipelineEngine
+from calm_megatron.train.task import dtype_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -52,12 +54,14 @@ def autoencoder(config: RunConfig) -> AutoencoderConfig:
 
 
 class RandomTokens(CalmTask):
-    """CALM with random targets, which needs neither data nor a trained autoencoder."""
+    """CALM with random targets: it needs neither data nor a trained autoencoder, and cannot be validated."""
 
     def __init__(self, config: RunConfig, grid: Grid) -> None:
         self.config, self.model, self.grid = config, _calm(config), grid
         self.streams = RandomStreams(config.run.seed, grid.device)
-        self.autoencoder = FrozenAutoencoder(Autoencoder(autoencoder(config)))
+        random = Autoencoder(autoencoder(config))
+        initialise(random, seed=1, std=0.1)
+        self.autoencoder = FrozenAutoencoder(random).to(grid.device, dtype_of(config))
 
 
 def start(config: RunConfig) -> Grid:

@@ -7,7 +7,7 @@ import json
 import sys
 
 from benchmarks.small_run import RandomTokens, engine, jobs_of_rank, micro_batches, small, start
-from benchmarks.wire import Counter
+from benchmarks.wire import Counter, watching
 from calm_megatron.parallel import grid as parallel
 
 
@@ -22,9 +22,9 @@ def main() -> None:
         # The first step also says what shapes will travel, and traces the order of modules for ZeRO-3.
         trained.train_step(micro_batches(config, grid, 0), 0)
         counter = Counter()
-        with counter.counting():
+        with watching(counter.add):
             trained.train_step(micro_batches(config, grid, 1), 1)
-        found[name] = [[*kind, size] for kind, size in sorted(counter.sent.items())]
+        found[name] = [[kind.among, kind.purpose, kind.collective, size] for kind, size in sorted(counter.sent.items())]
     findings.write_text(json.dumps(found))
     parallel.stop()
 

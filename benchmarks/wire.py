@@ -12,11 +12,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
+
+from calm_megatron.plan.traffic import Kind
 
 SINGLE_FIGURES = 64
 """Losses, norms and flags: tensors of at most so many bytes."""
@@ -63,13 +65,29 @@ _DATA = {
 """What DeepSpeed exchanges among the data ranks, single figures aside."""
 
 
-class Kind(NamedTuple):
-    """What a tensor was sent for."""
+@contextmanager
+def watching(look: Callable[[dist.ProcessGroup, str, list[Tensor]], None]) -> Iterator[None]:
+    """Within the block, tell of each collective that sends: its group, its kind and the whole tensors."""
 
-    among: str
-    """The ranks: tensor, data or pipeline."""
-    purpose: str
-    collective: str
+    def watched(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
+            if name in _UNCOUNTED:
+                raise NotImplementedError(f"nothing is known of the volume of ProcessGroup.{name}")
+            collective, place = _METHODS[name]
+            look(group, collective, list(_flat(arguments[place])))
+            return method(group, *arguments, **options)
+
+        return call
+
+    # Put back from the class's dictionary: read as an attribute, a method of C++ loses what binds it to the group.
+    methods = {name: vars(dist.ProcessGroup)[name] for name in (*_METHODS, *_UNCOUNTED)}
+    for name in methods:
+        setattr(dist.ProcessGroup, name, watched(name, getattr(dist.ProcessGroup, name)))
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(dist.ProcessGroup, name, method)
 
 
 class Counter:
@@ -78,48 +96,29 @@ class Counter:
     def __init__(self) -> None:
         self.sent: dict[Kind, float] = defaultdict(float)
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count within the block."""
-        # From the class's dictionary: read as an attribute, a method of C++ loses what binds it to the group.
-        methods = {name: vars(dist.ProcessGroup)[name] for name in (*_METHODS, *_UNCOUNTED)}
-        for name in methods:
-            setattr(dist.ProcessGroup, name, self._counted(name, getattr(dist.ProcessGroup, name)))
-        try:
-            yield
-        finally:
-            for name, method in methods.items():
-                setattr(dist.ProcessGroup, name, method)
-
-    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(group: dist.ProcessGroup, *arguments: Any, **options: Any) -> Any:
-            if name in _UNCOUNTED:
-                raise NotImplementedError(f"nothing is known of the volume of ProcessGroup.{name}")
-            collective, place = _METHODS[name]
-            self._add(group, collective, _bytes(arguments[place]))
-            return method(group, *arguments, **options)
-
-        return call
-
-    def _add(self, group: dist.ProcessGroup, collective: str, size: int) -> None:
-        ranks = group.size()
+    def add(self, group: dist.ProcessGroup, collective: str, tensors: list[Tensor]) -> None:
+        """Count one collective, for `watching`."""
+        size, ranks = sum(tensor.numel() * tensor.element_size() for tensor in tensors), group.size()
         share = {"all-reduce": 2 * (ranks - 1) / ranks, "send": 1.0}.get(collective, (ranks - 1) / ranks)
         if share:
-            among = "pipeline" if collective == "send" else _name(group)
+            among = "pipeline" if collective == "send" else name_of(group)
             purpose = _purpose()
             if purpose is None:
                 purpose = "single figures" if size <= SINGLE_FIGURES else _DATA.get((among, collective), "other")
             self.sent[Kind(among, purpose, collective)] += share * size
 
 
-def _bytes(tensors: Tensor | Sequence[Any]) -> int:
-    """Of a tensor, or of all in a list of lists."""
+def _flat(tensors: Tensor | Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors in a list of lists."""
     if isinstance(tensors, Tensor):
-        return tensors.numel() * tensors.element_size()
-    return sum(map(_bytes, tensors))
+        yield tensors
+    else:
+        for item in tensors:
+            yield from _flat(item)
 
 
-def _name(group: dist.ProcessGroup) -> str:
+def name_of(group: dist.ProcessGroup) -> str:
+    """Which of the ranks a group joins: tensor, data or pipeline, or else the world."""
     ranks = set(dist.get_process_group_ranks(group))
     groups = {
         "tensor": parallel_state.get_tensor_model_parallel_group(),

@@ -1,5 +1,6 @@
 """The files of a checkpoint: size and checksum, and what is wrong with one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +23,30 @@ class FileEntry:
         """Of a file as it is now."""
         return FileEntry(path.name, path.stat().st_size, checksum(path))
 
-    def problem(self, folder: Path) -> str | None:
-        """What is wrong with the file in a folder: missing, cut, or other bytes; none if nothing is."""
+    def problem(self, folder: Path, tell: Callable[[int], object] = lambda size: None) -> str | None:
+        """What is wrong with the file in a folder: missing, cut, or other bytes; none if nothing is.
+
+        Args:
+            folder: of the checkpoint.
+            tell: hears how many more bytes were looked at.
+        """
         path = folder / self.name
         try:
             size = path.stat().st_size
             if size != self.bytes:
                 return f"{self.name} has {size:,} bytes instead of {self.bytes:,}"
-            if checksum(path) != self.xxh3:
+            if checksum(path, tell) != self.xxh3:
                 return f"{self.name} has other bytes than were written"
         except OSError as error:
             return f"{self.name} cannot be read: {error.strerror}"
         return None
 
 
-def checksum(path: Path) -> str:
-    """XXH3 of a file as it can be read now, in hexadecimal."""
+def checksum(path: Path, tell: Callable[[int], object] = lambda size: None) -> str:
+    """XXH3 of a file as it can be read now, in hexadecimal; `tell` is as above."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            tell(len(chunk))
     return digest.hexdigest()

@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", AutoencoderConfig, CalmConfig, ArConfig)
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: itself, or the newest of a run folder."""
     path = Path(path)
-    if (path / manifest.FILE).is_file():
+    if (path / manifest.FILE).is_file() or any(path.glob("rank_*.safetensors")):  # its manifest may be lost
         return path
     newest = newest_checkpoint(checkpoints_of(path))
     if newest is None:
@@ -87,8 +87,13 @@ def saved_state(checkpoint: Path) -> SavedState:
     problems = found.problems(checkpoint)
     if problems:
         raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
+    return state_of(checkpoint, found)
+
+
+def state_of(checkpoint: Path, verified: Manifest) -> SavedState:
+    """Weights and moments of a checkpoint whose files were verified before."""
     model = saved_config(checkpoint).model
-    return SavedState(found.shards(checkpoint), model if isinstance(model, BackboneConfig) else None)
+    return SavedState(verified.shards(checkpoint), model if isinstance(model, BackboneConfig) else None)
 
 
 def whole_weights(checkpoint: Path) -> dict[str, Tensor]:

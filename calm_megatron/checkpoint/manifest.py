@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from calm_megatron.checkpoint.files import FileEntry
 from calm_megatron.config.errors import UserError
 
@@ -26,23 +28,27 @@ class Manifest:
     files: tuple[FileEntry, ...]
 
     def save(self, folder: Path) -> None:
-        """Write into the checkpoint."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write into the checkpoint, with the checksum of its own content."""
+        content = asdict(self)
+        text = json.dumps({**content, "xxh3": _checksum(content)}, indent=2)
+        (folder / FILE).write_text(f"{text}\n")
 
     @staticmethod
     def load(folder: Path) -> "Manifest":
         """Read what `save` wrote.
 
         Raises:
-            UserError: it is missing, cut, or of another format.
+            UserError: it is missing, damaged, or of another format.
         """
         path = folder / FILE
         try:
             content = json.loads(path.read_text())
+            if content.pop("xxh3") != _checksum(content):
+                raise ValueError("it has other content than was written")
             files = tuple(FileEntry(**entry) for entry in content.pop("files"))
             manifest = Manifest(files=files, **content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the manifest cannot be read: {error}", str(path), "take another checkpoint") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{FILE} cannot be read: {error}", str(path), "take another checkpoint") from None
         if manifest.format != FORMAT:
             raise UserError(f"the format is '{manifest.format}', not '{FORMAT}'", str(path), "take another checkpoint")
         return manifest
@@ -55,3 +61,7 @@ class Manifest:
     def shards(self, folder: Path) -> list[Path]:
         """The files with weights and moments."""
         return [folder / entry.name for entry in self.files if entry.name.endswith(".safetensors")]
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content).encode())

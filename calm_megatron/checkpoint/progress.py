@@ -15,10 +15,19 @@ class Progress:
     consumed_samples: int = 0
     """Training sequences seen by all ranks."""
     consumed_tokens: int = 0
+    recent_losses: tuple[float, ...] = ()
+    """What loss spikes are measured against, the newest last."""
+    skipped_in_a_row: int = 0
+    """Steps that were left out since the last that was not."""
 
     def advance(self, samples: int, seq_length: int) -> "Progress":
         """The place after one more step of `samples` sequences."""
-        return Progress(self.step + 1, self.consumed_samples + samples, self.consumed_tokens + samples * seq_length)
+        return dataclasses.replace(
+            self,
+            step=self.step + 1,
+            consumed_samples=self.consumed_samples + samples,
+            consumed_tokens=self.consumed_tokens + samples * seq_length,
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -27,4 +36,5 @@ class Progress:
     @staticmethod
     def load(path: Path) -> "Progress":
         """Read what `save` wrote."""
-        return Progress(**json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        return Progress(**{**content, "recent_losses": tuple(content["recent_losses"])})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calm_megatron.checkpoint.pieces import Place
-from calm_megatron.checkpoint.shards import read_places, read_run
+from calm_megatron.checkpoint.shards import Shard
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import BackboneConfig
 from calm_megatron.model.sharding import Sharding
@@ -28,17 +28,22 @@ class SavedState:
         self._model = model
 
     @cached_property
-    def _runs(self) -> dict[str, list[tuple[Place, Path]]]:
+    def _runs(self) -> dict[str, list[tuple[Place, Shard]]]:
         """By weight, each saved run and its file."""
-        runs: dict[str, list[tuple[Place, Path]]] = defaultdict(list)
-        for path in self._shards:
-            for place in read_places(path):
-                runs[place.name].append((place, path))
+        runs: dict[str, list[tuple[Place, Shard]]] = defaultdict(list)
+        for shard in map(Shard, self._shards):
+            for place in shard.places:
+                runs[place.name].append((place, shard))
         return runs
 
     def names(self) -> list[str]:
         """Of all weights."""
         return sorted(self._runs)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole weight."""
+        parts, shape = self._saved_parts(name), self._runs[name][0][0].shape
+        return shape if parts == 1 else self._cut(0, parts).whole_shape(name, torch.Size(shape))
 
     def read(self, kind: str, place: Place) -> Tensor:
         """The flat values of a place of any layout, in fp32.
@@ -75,13 +80,13 @@ class SavedState:
         """Elements of a part as it was saved, from however many files."""
         values = torch.empty(stop - start)
         found = 0
-        for saved, path in self._runs[name]:
+        for saved, shard in self._runs[name]:
             first, last = max(start, saved.start), min(stop, saved.stop)
             if saved.part != part or first >= last:
                 continue
             if saved.shape != shape:
-                raise UserError(f"{name} has shape {saved.shape} in the checkpoint, not {shape}", str(path))
-            values[first - start : last - start] = read_run(path, kind, name, first - saved.start, last - saved.start)
+                raise UserError(f"{name} has shape {saved.shape} in the checkpoint, not {shape}", str(shard.path))
+            values[first - start : last - start] = shard.read(kind, name, first - saved.start, last - saved.start)
             found += last - first
         if found != stop - start:
             raise UserError(

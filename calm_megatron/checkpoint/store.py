@@ -9,19 +9,20 @@
         manifest.json             layout, fingerprints, size and checksum of each file
 """
 
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+from calm_megatron.checkpoint import publish
 from calm_megatron.checkpoint.files import FileEntry
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.pieces import Piece
@@ -34,6 +35,7 @@ from calm_megatron.config.schema import BackboneConfig, RunConfig
 from calm_megatron.parallel.grid import Grid
 
 _NAME = re.compile(r"step_(\d{8,})")
+_FAILED = "the checkpoint could not be written"
 
 
 class Saveable(Protocol):
@@ -59,7 +61,7 @@ class Saved:
     seconds: float
     """From the call to the publication."""
     bytes: int
-    """Of all files."""
+    """Of all shards."""
 
 
 @dataclass
@@ -84,24 +86,22 @@ class CheckpointStore:
         self._pending: _Pending | None = None
 
     def begin(self, engine: Saveable, progress: Progress) -> Saved | None:
-        """Start to save; `poll` or `finish` publishes. Returns the save before, if that was still being written.
+        """Save. Returns what was published meanwhile; errors as in `poll`.
 
-        With `checkpoint.async_save` training goes on from a copy in the host's memory, else this waits for the disk.
+        With `checkpoint.async_save` training goes on from a copy in the host's memory and `poll` or `finish` publishes;
+        what may return is the save before. Else this waits for the disk, and publishes and returns its own.
         """
         before = self.finish()
         started = time.monotonic()
         aside = self._aside(progress)
-        self._main_first(lambda: _make_room(aside))
+        self._main_first(lambda: publish.make_room(aside))
         pieces = engine.own_pieces()
         if self.config.checkpoint.async_save:
             pieces = [_copied(piece) for piece in pieces]
         shard = aside / f"rank_{self.grid.rank:05d}.safetensors"
         entry = self._writer.submit(_write_and_verify, shard, pieces)
-        self._pending = _Pending(progress, engine.scalars(), entry, started, 0.0)
-        if not self.config.checkpoint.async_save:
-            entry.exception()  # waits
-        self._pending.stall = time.monotonic() - started
-        return before
+        self._pending = _Pending(progress, engine.scalars(), entry, started, stall=time.monotonic() - started)
+        return before if self.config.checkpoint.async_save else self.finish()
 
     def poll(self) -> Saved | None:
         """Publish the pending save once all ranks have written their shards.
@@ -126,10 +126,16 @@ class CheckpointStore:
         entries: list[Any] = [None] * self.grid.world_size
         dist.all_gather_object(entries, f"rank {self.grid.rank}: {error}" if error is not None else own)
         failures = [entry for entry in entries if isinstance(entry, str)]
-        if failures:
-            self._refuse("; ".join(failures))
-        final = self.directory / self._aside(pending.progress).name.removeprefix(".").removesuffix(".partial")
-        self._main_first(lambda: self._publish(pending, final, entries))
+        aside = self._aside(pending.progress)
+        final = self.directory / aside.name.removeprefix(".").removesuffix(".partial")
+        try:
+            if failures:
+                self._refuse("; ".join(failures))
+            self._main_first(lambda: self._publish(pending, final, entries))
+        except UserError:
+            if self.grid.is_main:  # on a full disk, half a checkpoint takes the room of other files of the run
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
         now = time.monotonic()
         size = sum(entry.bytes for entry in entries)
         return Saved(final, pending.stall + now - since, now - pending.started, size)
@@ -148,7 +154,7 @@ class CheckpointStore:
                 return self._load(engine, folder)
             problems.append(f"{folder.name}: {damage}")
             tell(f"{folder.name} is damaged and left out: {damage}")
-            self._main_first(lambda folder=folder: os.replace(folder, folder.with_name(f"damaged_{folder.name}")))  # type: ignore[misc]
+            self._main_first(partial(self._set_aside, folder), f"{folder.name} could not be renamed")
         if problems:
             raise UserError(
                 "no checkpoint of the run is whole:\n  " + "\n  ".join(problems),
@@ -156,6 +162,10 @@ class CheckpointStore:
                 "bring one back from a copy, or start in a new run.directory",
             )
         return None
+
+    def _set_aside(self, damaged: Path) -> None:
+        publish.set_aside(damaged)
+        publish.point_to(newest_checkpoint(self.directory), self.directory)
 
     def _load(self, engine: Saveable, folder: Path) -> Progress:
         check_same_run(self.config, folder)
@@ -215,15 +225,12 @@ class CheckpointStore:
             fingerprints=self.fingerprints,
             files=(*shards, *others),
         ).save(aside)
-        for path in (*(aside / name for name in ("progress.json", "config.yaml", "manifest.json")), aside):
-            _sync(path)
-        if final.exists():
-            _remove(final)
-        os.replace(aside, final)
-        _point_to(self.directory / "latest", final.name)
-        _sync(self.directory)
+        for name in ("progress.json", "config.yaml", "manifest.json"):
+            publish.sync(aside / name)
+        publish.publish(aside, final)
+        publish.point_to(final, self.directory)
         for old in self._outlived():
-            _remove(old)
+            publish.remove(old)
 
     def _outlived(self) -> list[Path]:
         """Checkpoints that are neither among the last nor kept for good."""
@@ -231,7 +238,7 @@ class CheckpointStore:
         older = published(self.directory)[: -self.config.checkpoint.keep_last]
         return [path for path in older if not (keep_every and step_of(path) % keep_every == 0)]
 
-    def _main_first(self, work: Callable[[], None]) -> None:
+    def _main_first(self, work: Callable[[], None], failed: str = _FAILED) -> None:
         """The main rank works, the others wait; a failure there is the same failure everywhere."""
         failure: list[str | None] = [None]
         if self.grid.is_main:
@@ -241,11 +248,11 @@ class CheckpointStore:
                 failure = [f"{error}"]
         dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:
-            self._refuse(failure[0])
+            self._refuse(failure[0], failed)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, failed: str = _FAILED) -> None:
         raise UserError(
-            f"the checkpoint could not be written: {reason}",
+            f"{failed}: {reason}",
             str(self.directory),
             "make room or mend the folder's rights; earlier checkpoints are intact",
         )
@@ -307,32 +314,3 @@ def _write_and_verify(path: Path, pieces: Sequence[Piece]) -> FileEntry:
 
 def _copied(piece: Piece) -> Piece:
     return Piece(piece.place, {kind: value.detach().to("cpu", copy=True) for kind, value in piece.values.items()})
-
-
-def _make_room(aside: Path) -> None:
-    """Remove what killed saves and deletions left, and make the folder of the next save."""
-    for left in aside.parent.glob(".step_*.partial"):
-        shutil.rmtree(left)
-    aside.mkdir(parents=True)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Delete a published checkpoint; a kill on the way leaves no half of it under its name."""
-    going = checkpoint.with_name(f".{checkpoint.name}.deleted.partial")
-    os.replace(checkpoint, going)
-    shutil.rmtree(going)
-
-
-def _point_to(latest: Path, name: str) -> None:
-    aside = latest.with_name(".latest.partial")
-    aside.write_text(f"{name}\n")
-    _sync(aside)
-    os.replace(aside, latest)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ def check(config: RunConfig) -> None:
         *_batches(config),
         *_schedule(config),
         *_precision(config),
+        *_health(config),
         *_tensor_parallel(config),
         *_pipeline_parallel(config),
     ]
@@ -143,6 +144,11 @@ def _schedule(config: RunConfig) -> Iterator[str]:
         for name, default in (("lr_wsd_decay_iters", None), ("lr_wsd_decay_style", "linear")):
             if getattr(schedule, name) != default:
                 yield f"optimizer.{name} has no effect with lr_decay_style = {schedule.lr_decay_style}; leave it out"
+
+
+def _health(config: RunConfig) -> Iterator[str]:
+    if config.train.skip_loss_spikes and not config.train.loss_spike_threshold:
+        yield "train.skip_loss_spikes needs train.loss_spike_threshold above 0, such as 10"
 
 
 def _precision(config: RunConfig) -> Iterator[str]:

@@ -18,7 +18,9 @@ def deepspeed_json(config: RunConfig, micro_batches: int) -> dict[str, Any]:
         "gradient_accumulation_steps": micro_batches,
         # Without ZeRO the engine clips by itself (train/engine.py), because DeepSpeed then gives no gradient norm.
         "gradient_clipping": config.optimizer.clip_grad if sharded else 0.0,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        # The buckets of gradients that are exchanged are allocated in full, whatever the model's size; DeepSpeed's own
+        # default takes 2 GB in fp32.
+        "zero_optimization": {"stage": config.parallel.zero_stage, "reduce_bucket_size": 50_000_000},
         # torch's AdamW is ours, not one of DeepSpeed's list.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

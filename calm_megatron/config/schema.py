@@ -210,6 +210,12 @@ class TrainConfig(Section):
     """(start, increment, samples): the batch grows from `start` by `increment` at a time over `samples` samples."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the layers; bf16 and fp16 keep fp32 master weights and gradient sums, fp16 scales its loss."""
+    loss_spike_threshold: NonNegativeFloat = 10.0
+    """Tell of losses so many standard deviations (robust ones) above the median of the last 100; 0 never does."""
+    skip_loss_spikes: Switch = False
+    """Leave out the steps of such losses."""
+    max_skipped_steps: PositiveInt = 20
+    """End the run after so many steps in a row that were left out, as spikes or without a finite loss or gradient."""
     recompute_granularity: Literal["none", "full"] = "none"
     """`full` keeps only each layer's input and computes the rest again in the backward pass."""
 

@@ -3,9 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
+from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run
 from calm_megatron.config.schema import RunConfig
+
+REQUEUE = 75
+"""Exit code of a run that was stopped by a signal and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
 
 
 def parse(description: str, example: str, arguments: Sequence[str] | None = None) -> RunConfig:
@@ -21,6 +25,11 @@ def parse(description: str, example: str, arguments: Sequence[str] | None = None
     words = [*given.files, *given.overrides]
     files = [word for word in words if "=" not in word]
     return load_run(files, [word for word in words if "=" in word])
+
+
+def exit_code(config: RunConfig, progress: Progress) -> int:
+    """0 when the run is done, `REQUEUE` when a signal stopped it before."""
+    return 0 if progress.step >= config.train.train_iters else REQUEUE
 
 
 def wrong_type(config: RunConfig, expected: str, other: str) -> UserError:

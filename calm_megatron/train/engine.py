@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from calm_megatron.checkpoint.pieces import Piece
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.config.deepspeed_json import deepspeed_json
-from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import RunConfig
 from calm_megatron.data.loader import Batch
 from calm_megatron.model.sharding import Sharding
@@ -41,6 +40,7 @@ class Engine:
         for name, weight in self.model.named_parameters():
             # DeepSpeed counts a weight's gradient on every tensor rank if it is cut, else on the first alone.
             weight.tensor_model_parallel = self.sharding is not None and self.sharding.is_cut(name)  # type: ignore[attr-defined]
+        self.optimizer = build_optimizer(self.model, config.optimizer)
         self.parameters = self._count_parameters()
         """Weights of the whole model."""
         per_step = config.train.micro_batch_size * grid.data_parallel_size
@@ -49,42 +49,46 @@ class Engine:
             self.engine = self._initialise(deepspeed_json(config, config.train.global_batch_size // per_step))
         self.state = EngineState(self.engine, self.model, self.sharding, config.parallel.zero_stage, grid)
 
-    def train_step(self, micro_batches: Sequence[Batch], step: int) -> dict[str, float]:
+    def train_step(
+        self, micro_batches: Sequence[Batch], step: int, allows: Callable[[float], bool] = math.isfinite
+    ) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; returns the global means of the task's terms and more.
 
-        Raises:
-            UserError: when the loss or the gradient norm is not finite, on all ranks alike.
+        Args:
+            micro_batches: of this rank.
+            step: number of the step, from 0.
+            allows: whether a loss lets the step be taken; asked with the same loss on all ranks.
+
+        Returns:
+            With "skipped" among the values where the step was left out: not allowed, or with infinite gradients.
         """
         self.model.train()
         rate = learning_rate(step, self.config.optimizer, self.config.train.train_iters)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self._expect(len(micro_batches))
-        means, norm = self._accumulate_and_update(micro_batches, step)
-        values = {**means, "learning_rate": rate, "grad_norm": norm}
+        means, norm = self._accumulate_and_update(micro_batches, step, allows)
+        skipped = self.optimizer.skip or not self.engine.was_step_applied()
+        self.optimizer.skip = False
+        values = {**means, "learning_rate": rate, **({"skipped": 1.0} if skipped else {"grad_norm": norm})}
         if self.config.train.precision == "fp16":
-            # A scale too large shows in infinite gradients; their step changes no weight, and counts like any other.
-            values |= {
-                "loss_scale": float(self.engine.optimizer.loss_scale),
-                "skipped": float(self.engine.skipped_steps),
-            }
-            if not self.engine.was_step_applied():
-                return {name: value for name, value in values.items() if name != "grad_norm"}
-        demand_finite("gradient norm", norm, step)
+            values["loss_scale"] = float(self.engine.optimizer.loss_scale)
         return values
 
     def _initialise(self, settings: dict[str, Any]) -> Any:
         """DeepSpeed's engine around the model."""
         engine, *_ = deepspeed.initialize(
             model=self.model,
-            optimizer=build_optimizer(self.model, self.config.optimizer),
+            optimizer=self.optimizer,
             config=settings,
             dist_init_required=False,
             mpu=ModelParallelUnit(),
         )
         return engine
 
-    def _accumulate_and_update(self, micro_batches: Sequence[Batch], step: int) -> tuple[dict[str, float], float]:
+    def _accumulate_and_update(
+        self, micro_batches: Sequence[Batch], step: int, allows: Callable[[float], bool]
+    ) -> tuple[dict[str, float], float]:
         """Forward and backward passes and the optimizer step; returns the terms and the gradient norm."""
         sums = TermSums(self.task.term_names, self.grid)
         for number, batch in enumerate(micro_batches, start=1):
@@ -94,7 +98,7 @@ class Engine:
             sums.add(terms)
             if number == len(micro_batches):
                 means = sums.means(len(micro_batches))
-                demand_finite("loss", means["loss"], step)
+                self.optimizer.skip = not allows(means["loss"])
             self.engine.backward(terms.loss)
             if number < len(micro_batches):
                 self.engine.step()
@@ -154,6 +158,7 @@ class Engine:
             dist.all_reduce(squares[1:], group=self.grid.tensor_group)
         norm = self.grid.stages.total(squares.sum()).sqrt()
         nn.utils.clip_grads_with_norm_(weights, limit, norm)
+        self.optimizer.skip |= not math.isfinite(norm)  # the stages of ZeRO look at it themselves
         return float(norm)
 
     def _squares(self, weights: Sequence[nn.Parameter], cut: bool) -> Tensor:
@@ -183,13 +188,3 @@ class TermSums:
         means = self._sums / (micro_batches * self.grid.data_parallel_size)
         dist.all_reduce(means, group=self.grid.data_group)
         return dict(zip(self.names, self.grid.stages.total(means).tolist(), strict=True))
-
-
-def demand_finite(what: str, value: float, step: int) -> None:
-    """Stop the run at a loss or norm that no step should be taken from; called by all ranks with the same value."""
-    if not math.isfinite(value):
-        raise UserError(
-            f"the {what} became {value} in step {step + 1}",
-            "training stopped before the next checkpoint; the last one saved is intact",
-            "go on from it with a lower optimizer.lr or clip_grad, or a longer optimizer.lr_warmup_iters",
-        )

@@ -19,13 +19,16 @@ from calm_megatron.data.sampler import BatchSchedule
 from calm_megatron.parallel import cpu_backend
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.lost_ranks import told
 from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.telemetry.report import write_report
 from calm_megatron.telemetry.writers import Telemetry
 from calm_megatron.train.engine import Engine
+from calm_megatron.train.health import Health
 from calm_megatron.train.pipeline_engine import PipelineEngine
 from calm_megatron.train.stop import StopSignal
 from calm_megatron.train.task import Task
+from calm_megatron.train.watchdog import Watchdog
 
 BuildTask = Callable[[RunConfig, DataSplits, Grid], Task]
 
@@ -50,9 +53,12 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
         _describe_run(directory, config, data)
     steps = batches(data.train, schedule, progress.consumed_samples, grid.data_rank)
     iters, saved_at = config.train.train_iters, progress.step
+    health = Health(config.train, progress.recent_losses, progress.skipped_in_a_row)
     with (
+        told(grid.rank, str(directory / "stacks")),
         Telemetry(directory, config.logging, iters, grid.is_main, resumed_step=progress.step) as telemetry,
         StopSignal(grid) as stop,
+        Watchdog(directory, grid.rank, layout.distributed_timeout_minutes) as watchdog,
     ):
         telemetry.event("model", f"{engine.parameters:,} parameters", **_machine(engine, grid))
         for message in damaged:
@@ -60,25 +66,35 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
         signal_name = None
         while progress.step < iters and not (signal_name := stop.requested()):
             samples = schedule.batch_size_at(progress.consumed_samples)
-            values = engine.train_step(next(steps), progress.step)
+            batch = next(steps)
+            values = engine.train_step(batch, progress.step, health.allows)
             progress = progress.advance(samples, config.data.seq_length)
             telemetry.after_step(progress.step, values, progress.consumed_tokens)
+            sequences = [sample for micro_batch in batch for sample in micro_batch.sequence_ids_B.tolist()]
+            if news := health.after_step(progress.step, values["loss"], "skipped" in values, sequences):
+                telemetry.event("health", news)
+            progress = replace(progress, recent_losses=health.recent, skipped_in_a_row=health.skipped_in_a_row)
+            watchdog.beat()
             if _due(layout.check_replicas_interval, progress.step):
                 engine.check_replicas()
             if _due(config.evaluation.eval_interval, progress.step) and progress.step < iters:
-                scores = _validate(task, engine, "valid", config.evaluation.eval_iters)
+                with watchdog.paused():
+                    scores = _validate(task, engine, "valid", config.evaluation.eval_iters)
                 telemetry.validation(progress.step, _numbers(scores))
             _tell_of(store.poll(), telemetry)
             if _due(config.checkpoint.save_interval, progress.step):
-                _tell_of(store.begin(engine, progress), telemetry)
+                with watchdog.paused():
+                    _tell_of(store.begin(engine, progress), telemetry)
                 saved_at = progress.step
-        if progress.step > saved_at:
-            _tell_of(store.begin(engine, progress), telemetry)
-        _tell_of(store.finish(), telemetry)
+        with watchdog.paused():
+            if progress.step > saved_at:
+                _tell_of(store.begin(engine, progress), telemetry)
+            _tell_of(store.finish(), telemetry)
         if signal_name:
             telemetry.event("stop", f"stopped by {signal_name} after step {progress.step}; start again to go on")
         else:
-            _finish(task, engine, config, telemetry, directory)
+            with watchdog.paused():
+                _finish(task, engine, config, telemetry, directory)
     return progress
 
 

@@ -1,6 +1,6 @@
 """The engine with a pipeline: DeepSpeed's 1F1B schedule over stages that we cut by their cost."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from calm_megatron.data.loader import Batch
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.pipeline_ranks import PipelineRanks
-from calm_megatron.train.engine import Engine, TermSums, demand_finite
-from calm_megatron.train.optimizer import build_optimizer
+from calm_megatron.train.engine import Engine, TermSums
 from calm_megatron.train.task import Task
 
 
@@ -70,7 +69,7 @@ class PipelineEngine(Engine):
         bf16_optimizer.get_global_norm_of_tensors = _norm_of_any_number_of_tensors
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(self.model, self.config.optimizer),
+            optimizer=self.optimizer,
             config=settings,
             dist_init_required=False,
         )
@@ -78,16 +77,18 @@ class PipelineEngine(Engine):
             engine.optimizer.scaled_global_norm = partial(_norm_in_one_sum, engine.optimizer)
         return engine
 
-    def _accumulate_and_update(self, micro_batches: Sequence[Batch], step: int) -> tuple[dict[str, float], float]:
+    def _accumulate_and_update(
+        self, micro_batches: Sequence[Batch], step: int, allows: Callable[[float], bool]
+    ) -> tuple[dict[str, float], float]:
         sums = TermSums(self.task.term_names, self.grid)
         means: dict[str, float] = {}
         norm: float | None = None
 
         def update(engine: Any, **arguments: Any) -> None:
-            """DeepSpeed's optimizer step, unless the loss forbids it; the gradients are averaged by now."""
+            """DeepSpeed's optimizer step, or none if the loss forbids it; the gradients are averaged by now."""
             nonlocal means, norm
             means = sums.means(len(micro_batches))
-            demand_finite("loss", means["loss"], step)
+            self.optimizer.skip = not allows(means["loss"])
             norm = self._clipped_norm()
             instructions[OptimizerStep](engine, **arguments)
 

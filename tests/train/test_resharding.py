@@ -1,4 +1,4 @@
-"""A run goes on in another layout: weights and moments are the same to the last bit, and so are the next losses, nearly.
+"""A run goes on in another layout: weights and moments are the same to the last bit, the next losses nearly so.
 
 All jobs of a world size share a launch; a run's first half comes before its second.
 """

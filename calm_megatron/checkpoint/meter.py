@@ -1,0 +1,38 @@
+"""How far a long work on a checkpoint is: told by the library, shown by the command lines."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tqdm import tqdm
+
+
+class Meter(Protocol):
+    """Hears of work that is done."""
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Bytes of a piece of work; `doing` names it."""
+
+
+def silent(doing: str, done: int, total: int) -> None:
+    """A meter that nobody reads."""
+
+
+@contextmanager
+def progress_bar() -> Iterator[Meter]:
+    """A bar for each piece of work that takes more than a second, where stderr is a terminal."""
+    bar: tqdm[None] | None = None
+
+    def show(doing: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != f"{doing}: ":
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=doing, total=total, unit="B", unit_scale=True, leave=False, delay=1, disable=None)
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
