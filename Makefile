@@ -38,6 +38,9 @@ $(READY): requirements-cpu.txt setup.py pyproject.toml
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# One thread: models this small gain little from a second, and beside any other process two of them wait for each other.
+demo: export OMP_NUM_THREADS ?= 1
+
 demo: $(READY)
 	@$(BIN)/python tools/demo.py $(if $(CORPUS),--corpus "$(CORPUS)")
 
