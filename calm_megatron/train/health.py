@@ -6,7 +6,7 @@ that is resumed, or has another layout, leaves out the same steps.
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import TrainConfig
@@ -43,19 +43,19 @@ class Health:
         self._limit = self._spike_limit()
         return math.isfinite(loss) and not (self._config.skip_loss_spikes and loss > self._limit)
 
-    def after_step(self, step: int, loss: float, skipped: bool, sequences: Sequence[int]) -> str | None:
+    def after_step(self, step: int, loss: float, skipped: bool, sequences: range) -> str | None:
         """Note a step; returns what there is to tell of it, if anything.
 
         Args:
             step: number of the step, from 1.
             loss: of the step, over all ranks.
             skipped: whether it was left out.
-            sequences: sample indices of this rank's part of the batch.
+            sequences: sample indices of the batch, over all ranks.
 
         Raises:
             UserError: too many steps in a row were left out.
         """
-        batch = f"sequences {_span(sequences)}"
+        batch = f"sequences {sequences[0]} to {sequences[-1]}"
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row >= self._config.max_skipped_steps:
             raise UserError(
@@ -82,11 +82,3 @@ class Health:
         middle = statistics.median(self._recent)
         deviation = statistics.median(abs(loss - middle) for loss in self._recent)
         return middle + threshold * _NORMAL * deviation
-
-
-def _span(sequences: Sequence[int]) -> str:
-    """`12-15` for neighbours, else all of them."""
-    first, last = min(sequences), max(sequences)
-    if last - first + 1 == len(sequences):
-        return f"{first}-{last}" if len(sequences) > 1 else str(first)
-    return ", ".join(map(str, sequences))

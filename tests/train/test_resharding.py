@@ -50,7 +50,9 @@ QUICK = (
     Move(layout(tensor=2, zero=1, precision="bf16"), layout(pipe=2, zero=1, precision="bf16")),
     Move(layout(model="ar", data=2, zero=3), layout(model="ar", pipe=2, zero=1)),
 )
+EIGHT = layout(tensor=2, pipe=2, data=2, zero=1)
 MORE = (
+    Move(EIGHT, EIGHT),
     Move(layout(tensor=2, pipe=2, data=2, zero=1), layout()),
     Move(layout(), layout(tensor=2, pipe=2, data=2, zero=1, sp=True)),
     Move(layout(data=2), layout(data=3, zero=2)),
@@ -84,10 +86,11 @@ def moved(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program:
         second: dict[int, list[list[str]]] = defaultdict(list)
         first[1] = [autoencoder(4), autoencoder(2)]
         first[1] += [job(layout(model=model), folder / model, ALL) for model in BASES]
+        if any(move.before == EIGHT for move in moves):
+            first[8].append(job(EIGHT, folder / EIGHT.name, ALL))
         for move in moves:
             first[move.before.ranks].append(job(move.before, folder / move.name, FIRST_HALF))
             second[move.after.ranks].append(job(move.after, folder / move.name, ALL))
-        # Ranks may start the second halves in the launch of the first ones where all moves stay on their number.
         launches = [(ranks, first[ranks]) for ranks in sorted(first)] + [
             (ranks, second[ranks]) for ranks in sorted(second)
         ]
@@ -122,6 +125,17 @@ def test_a_run_goes_on_in_another_layout(quick: Path, move: Move) -> None:
 @pytest.mark.parametrize("move", MORE, ids=lambda move: move.name)
 def test_a_run_goes_on_in_any_layout(more: Path, move: Move) -> None:
     demand_the_same_run(more, move)
+
+
+@pytest.mark.slow
+def test_in_the_same_layout_it_is_the_run_that_was_never_stopped(more: Path) -> None:
+    resumed, straight = more / Move(EIGHT, EIGHT).name, more / EIGHT.name
+    for name in ("loss", "grad_norm"):
+        assert read_log(resumed / "log.jsonl").series(name) == read_log(straight / "log.jsonl").series(name)
+    ours, theirs = (saved_state(run / "checkpoints" / f"step_{ALL:08d}") for run in (resumed, straight))
+    for name in ours.names():
+        for kind in KINDS:
+            assert torch.equal(ours.whole(kind, name), theirs.whole(kind, name)), f"{kind} of {name}"
 
 
 def demand_the_same_run(folder: Path, move: Move) -> None:
