@@ -51,7 +51,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --timeout 3600
 
 check: $(READY)
 	$(BIN)/ruff check .
