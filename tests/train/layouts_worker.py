@@ -6,7 +6,7 @@ with which each run begins or goes on is saved as a checkpoint of its folder `in
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ train_step = Engine.train_step
 recorded: set[Engine] = set()
 
 
-def record_and_train(engine: Engine, micro_batches: Sequence[Batch], step: int) -> dict[str, float]:
+def record_and_train(
+    engine: Engine, micro_batches: Sequence[Batch], step: int, allows: Callable[[float], bool]
+) -> dict[str, float]:
     """The engine's step, with the state saved before the first."""
     if engine not in recorded:
         recorded.add(engine)
@@ -33,7 +35,7 @@ def record_and_train(engine: Engine, micro_batches: Sequence[Batch], step: int) 
         store = CheckpointStore(elsewhere, engine.grid)
         store.begin(engine, Progress(step))
         store.finish()
-    return train_step(engine, micro_batches, step)
+    return train_step(engine, micro_batches, step, allows)
 
 
 def main() -> None:
