@@ -173,7 +173,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
     tmp_path: Path, small_corpus: Path, small_disk: Path, asynchronous: bool
 ) -> None:
