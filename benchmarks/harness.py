@@ -79,7 +79,7 @@ def compare_peaks(ours: Callable[[], object], baseline: Callable[[], object], ro
 
     Each function is called twice: what the first call adds for good (code, threads) is not counted.
     """
-    pairs = [(_peak_elsewhere(ours), _peak_elsewhere(baseline)) for _ in range(rounds)]
+    pairs = [(peak_elsewhere(ours), peak_elsewhere(baseline)) for _ in range(rounds)]
     return row([pair[0] for pair in pairs], [pair[1] for pair in pairs], "MiB")
 
 
@@ -110,7 +110,8 @@ def _milliseconds(function: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _peak_elsewhere(function: Callable[[], object]) -> float:
+def peak_elsewhere(function: Callable[[], object]) -> float:
+    """Memory in MiB that the second call of a function takes at its peak, in a process of its own."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_peak, args=(sender, function))

@@ -48,13 +48,15 @@ def _lines(found: Inspection) -> Iterator[str]:
     yield from _facts({**found.layout, **found.engine})
     yield from _facts({f"{name} fingerprint": value for name, value in found.fingerprints.items()})
     yield ""
-    rows = [(file.name, f"{file.bytes:,}", f"DAMAGED: {file.problem}" if file.problem else "ok") for file in found.files]
+    rows = [
+        (file.name, f"{file.bytes:,}", f"DAMAGED: {file.problem}" if file.problem else "ok") for file in found.files
+    ]
     total = sum(file.bytes for file in found.files)
     yield from _table(("file", "bytes", "checksum"), [*rows, ("all", f"{total:,}", "")])
     if found.chosen:
         yield ""
         yield "settings that are not the defaults"
-        yield from _facts({name: found.settings[name] for name in found.chosen})
+        yield from (f"  {name:<36} {_value(found.settings[name])}" for name in found.chosen)
 
 
 def _facts(facts: Facts) -> Iterator[str]:

@@ -136,7 +136,7 @@ def compare_checkpoints(first: Inspection, second: Inspection, meter: Meter = si
     same = [name for name in both if first.weights[name] == second.weights[name]]
     ours, theirs = (state_of(Path(each.path), Manifest.load(Path(each.path))) for each in (first, second))
     return Comparison(
-        weights=tuple(differences(ours, theirs, same, meter)),
+        weights=tuple(_differences(ours, theirs, same, meter)),
         shapes=_pairs(first.weights, second.weights),
         **{
             name: _pairs(getattr(first, name), getattr(second, name))
@@ -145,7 +145,7 @@ def compare_checkpoints(first: Inspection, second: Inspection, meter: Meter = si
     )
 
 
-def differences(ours: SavedState, theirs: SavedState, names: list[str], meter: Meter = silent) -> Iterator[Difference]:
+def _differences(ours: SavedState, theirs: SavedState, names: list[str], meter: Meter) -> Iterator[Difference]:
     """Which of these weights and their moments differ, bit by bit."""
     total = sum(torch.Size(ours.shape(name)).numel() for name in names) * len(KINDS) * torch.float32.itemsize
     done = 0

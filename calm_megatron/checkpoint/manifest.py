@@ -30,8 +30,8 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write into the checkpoint, with the checksum of its own content."""
         content = asdict(self)
-        text = json.dumps({**content, "xxh3": _checksum(content)}, indent=2)
-        (folder / FILE).write_text(f"{text}\n")
+        # No line end behind it, without which it would be as whole: each lost byte is to be found.
+        (folder / FILE).write_text(json.dumps({**content, "xxh3": _checksum(content)}, indent=2))
 
     @staticmethod
     def load(folder: Path) -> "Manifest":

@@ -22,14 +22,17 @@ def silent(doing: str, done: int, total: int) -> None:
 def progress_bar() -> Iterator[Meter]:
     """A bar for each piece of work that takes more than a second, where stderr is a terminal."""
     bar: tqdm[None] | None = None
+    shown, before = "", 0
 
     def show(doing: str, done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None or bar.desc != f"{doing}: ":
+        nonlocal bar, shown, before
+        if bar is None or shown != doing or done < before:
             if bar is not None:
                 bar.close()
             bar = tqdm(desc=doing, total=total, unit="B", unit_scale=True, leave=False, delay=1, disable=None)
-        bar.update(done - bar.n)
+            shown, before = doing, 0
+        bar.update(done - before)
+        before = done
 
     try:
         yield show

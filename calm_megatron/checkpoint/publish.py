@@ -29,10 +29,9 @@ def publish(aside: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove(checkpoint: Path) -> None:
-    """Delete a published checkpoint."""
-    os.replace(checkpoint, _going(checkpoint))
-    shutil.rmtree(_going(checkpoint))
+def withdraw(checkpoint: Path) -> Path:
+    """Take a published checkpoint's name away; returns the folder to delete."""
+    return checkpoint.rename(_going(checkpoint))
 
 
 def set_aside(damaged: Path) -> Path:

@@ -86,7 +86,7 @@ class SavedState:
                 continue
             if saved.shape != shape:
                 raise UserError(f"{name} has shape {saved.shape} in the checkpoint, not {shape}", str(shard.path))
-            values[first - start : last - start] = shard.read(kind, name, first - saved.start, last - saved.start)
+            shard.read_into(values[first - start : last - start], kind, name, first - saved.start)
             found += last - first
         if found != stop - start:
             raise UserError(

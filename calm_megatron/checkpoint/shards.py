@@ -105,18 +105,16 @@ class Shard:
         """Which runs it holds, in the order in which they were written."""
         self._begins = {key: _LENGTH_BYTES + length + entry["data_offsets"][0] for key, entry in header.items()}
 
-    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements `start` to `stop` of the run that the file holds of a weight.
+    def read_into(self, values: Tensor, kind: str, name: str, start: int) -> None:
+        """Fill flat fp32 values with the run that the file holds of a weight, from its element `start` on.
 
         Raises:
             UserError: the file ends before.
         """
-        run = torch.empty(stop - start)
         with self.path.open("rb") as file:
             file.seek(self._begins[f"{kind}/{name}"] + start * _FP32_BYTES)
-            if file.readinto(_bytes(run)) != run.nbytes:
+            if file.readinto(_bytes(values)) != values.nbytes:
                 raise UserError(f"the shard ends before {kind} of {name}", str(self.path), "take another checkpoint")
-        return run
 
 
 def _head(places: Sequence[Place]) -> bytes:

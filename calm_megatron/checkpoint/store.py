@@ -29,6 +29,7 @@ from calm_megatron.checkpoint.pieces import Piece
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.checkpoint.shards import write_shard
+from calm_megatron.checkpoint.snapshot import Snapshot
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run, to_tree, to_yaml
 from calm_megatron.config.schema import BackboneConfig, RunConfig
@@ -84,6 +85,8 @@ class CheckpointStore:
         self.directory = checkpoints_of(Path(config.run.directory))
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
+        self._snapshot = Snapshot()
+        self._deletions: list[Future[None]] = []
 
     def begin(self, engine: Saveable, progress: Progress) -> Saved | None:
         """Save. Returns what was published meanwhile; errors as in `poll`.
@@ -97,7 +100,7 @@ class CheckpointStore:
         self._main_first(lambda: publish.make_room(aside))
         pieces = engine.own_pieces()
         if self.config.checkpoint.async_save:
-            pieces = [_copied(piece) for piece in pieces]
+            pieces = self._snapshot.take(pieces)
         shard = aside / f"rank_{self.grid.rank:05d}.safetensors"
         entry = self._writer.submit(_write_and_verify, shard, pieces)
         self._pending = _Pending(progress, engine.scalars(), entry, started, stall=time.monotonic() - started)
@@ -113,10 +116,15 @@ class CheckpointStore:
             return None
         written = torch.tensor(int(self._pending.entry.done()), device=self.grid.device)
         dist.all_reduce(written, op=dist.ReduceOp.MIN)
-        return self.finish() if written.item() else None
+        return self._end_pending() if written.item() else None
 
     def finish(self) -> Saved | None:
-        """Wait for the pending save, if there is one, and publish it; errors as in `poll`."""
+        """Wait for the pending save, if there is one, publish it, and wait for deletions; errors as in `poll`."""
+        saved = self._end_pending()
+        self._main_first(self._wait_for_deletions, "an old checkpoint could not be deleted")
+        return saved
+
+    def _end_pending(self) -> Saved | None:
         if self._pending is None:
             return None
         pending, self._pending = self._pending, None
@@ -230,7 +238,12 @@ class CheckpointStore:
         publish.publish(aside, final)
         publish.point_to(final, self.directory)
         for old in self._outlived():
-            publish.remove(old)
+            # To give back a large file's blocks takes a while, and training waits here.
+            self._deletions.append(self._writer.submit(shutil.rmtree, publish.withdraw(old)))
+
+    def _wait_for_deletions(self) -> None:
+        while self._deletions:
+            self._deletions.pop().result()
 
     def _outlived(self) -> list[Path]:
         """Checkpoints that are neither among the last nor kept for good."""
@@ -310,7 +323,3 @@ def _write_and_verify(path: Path, pieces: Sequence[Piece]) -> FileEntry:
     if problem := entry.problem(path.parent):
         raise OSError(f"{problem}, as it is read back")
     return entry
-
-
-def _copied(piece: Piece) -> Piece:
-    return Piece(piece.place, {kind: value.detach().to("cpu", copy=True) for kind, value in piece.values.items()})

@@ -49,11 +49,10 @@ class EngineState:
     def scalars(self) -> dict[str, Any]:
         """Updates done, steps left out, and the loss scale of fp16."""
         steps = {int(state["step"]) for state in self._adam.state.values()}
-        scaler = getattr(self._optimizer, "loss_scaler", None)
         return {
             "updates": max(steps, default=0),
             "skipped": int(self._engine.skipped_steps),
-            "loss_scaler": {name: getattr(scaler, name) for name in _LOSS_SCALER if hasattr(scaler, name)},
+            "loss_scaler": {name: getattr(scaler, name) for scaler in self._loss_scalers() for name in _LOSS_SCALER},
         }
 
     def restore(self, state: SavedState, scalars: Mapping[str, Any]) -> None:
@@ -67,10 +66,14 @@ class EngineState:
         for moments in self._adam.state.values():
             moments["step"].fill_(scalars["updates"])
         self._engine.skipped_steps = scalars["skipped"]
+        for scaler in self._loss_scalers():
+            for name, value in scalars["loss_scaler"].items():
+                setattr(scaler, name, value)
+
+    def _loss_scalers(self) -> list[Any]:
+        """The one of fp16. In other precisions ZeRO has one that stays at 1, which says nothing to a run in fp16."""
         scaler = getattr(self._optimizer, "loss_scaler", None)
-        for name in _LOSS_SCALER:
-            if hasattr(scaler, name) and name in scalars["loss_scaler"]:
-                setattr(scaler, name, scalars["loss_scaler"][name])
+        return [scaler] if getattr(scaler, "dynamic", False) else []
 
     def _refresh(self, name: str, weight: nn.Parameter, state: SavedState) -> None:
         """Set the copy that the layers calculate with, in the run's precision."""

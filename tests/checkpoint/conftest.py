@@ -5,35 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.files import parse_run
-from calm_megatron.config.schema import RunConfig
+from calm_megatron.config.schema import ArConfig, RunConfig
+from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.parallel.grid import Grid
-
-
-class SmallEngine:
-    """Weights and their momentum, saved with torch: all that the store asks of an engine."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.momentum = {name: torch.zeros_like(weight) for name, weight in module.named_parameters()}
-
-    def save(self, directory: Path) -> None:
-        """Write weights and momentum."""
-        (directory / "engine").mkdir()
-        torch.save((self.module.state_dict(), self.momentum), directory / "engine" / "state.pt")
-
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote."""
-        weights, self.momentum = torch.load(directory / "engine" / "state.pt")
-        self.module.load_state_dict(weights)
-
-    def whole_weights(self) -> dict[str, Tensor]:
-        """All weights."""
-        return {name: weight.detach().clone() for name, weight in self.module.named_parameters()}
+from tests.small_engine import SmallEngine, save
 
 
 @pytest.fixture
@@ -47,13 +26,15 @@ def config_of(tmp_path: Path) -> Callable[..., RunConfig]:
     """An autoencoder run in `tmp_path / "run"`; settings are changed as `section__key=value`."""
 
     def build(model: dict[str, Any] | None = None, **changes: object) -> RunConfig:
-        sizes = {"vocab_size": 20, "latent_size": 4, "hidden_size": 8, "ffn_hidden_size": 12}
+        sizes = {"vocab_size": 20, "hidden_size": 8, "ffn_hidden_size": 12}
         tree: dict[str, Any] = {
             "run": {"directory": str(tmp_path / "run")},
             "model": {"type": "autoencoder", **sizes, **(model or {})},
             "data": {"data_path": "corpus", "seq_length": 32},
             "train": {"train_iters": 10},
         }
+        if tree["model"]["type"] != "ar":
+            tree["model"].setdefault("latent_size", 4)
         for name, value in changes.items():
             section, key = name.split("__")
             tree.setdefault(section, {})[key] = value
@@ -66,3 +47,18 @@ def config_of(tmp_path: Path) -> Callable[..., RunConfig]:
 def store(grid: Grid, config_of: Callable[..., RunConfig]) -> CheckpointStore:
     """The store of that run."""
     return CheckpointStore(config_of(), grid)
+
+
+@pytest.fixture
+def baseline_run(grid: Grid, config_of: Callable[..., RunConfig]) -> Path:
+    """The folder of a run with a baseline of an odd vocabulary at steps 3 and 5, with moments."""
+    sizes = {"vocab_size": 77, "hidden_size": 16, "ffn_hidden_size": 24, "num_layers": 2, "num_attention_heads": 8}
+    config = config_of({"type": "ar", "patch_size": 1, **sizes, "num_query_groups": 4}, parallel__zero_stage=1)
+    assert isinstance(config.model, ArConfig)
+    engine = SmallEngine(ArBaseline(config.model))
+    store = CheckpointStore(config, grid, {"tokenizer": "12ab"})
+    for step in (3, 5):
+        for weight in engine.module.parameters():
+            nn.init.normal_(weight)
+        save(store, engine, step)
+    return Path(config.run.directory)

@@ -2,69 +2,83 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder, load_calm, saved_config, step_of
-from calm_megatron.checkpoint.progress import Progress
-from calm_megatron.checkpoint.store import CheckpointStore
+from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder, load_calm, saved_config, whole_weights
+from calm_megatron.checkpoint.store import CheckpointStore, step_of
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.model.initialise import initialise
 from calm_megatron.parallel.grid import Grid
+from tests.checkpoint.damage import DAMAGES
+from tests.small_engine import SmallEngine, save
 
 ConfigOf = Callable[..., RunConfig]
+SHARD = "rank_00000.safetensors"
 
 
 @pytest.fixture
-def autoencoder_run(grid: Grid, config_of: ConfigOf, engine: Any, tmp_path: Path) -> Path:
-    """The folder of a run with an autoencoder at step 3."""
-    config = config_of(run__directory=str(tmp_path / "ae"))
-    assert isinstance(config.model, AutoencoderConfig)
-    engine.module = Autoencoder(config.model)
-    initialise(engine.module, seed=1, std=0.3)
-    CheckpointStore(config, grid).save(engine, Progress(3, 3, 96))
+def autoencoder(config_of: ConfigOf) -> Autoencoder:
+    """A model to save."""
+    config = config_of().model
+    assert isinstance(config, AutoencoderConfig)
+    module = Autoencoder(config)
+    initialise(module, seed=1, std=0.3)
+    return module
+
+
+@pytest.fixture
+def autoencoder_run(grid: Grid, config_of: ConfigOf, autoencoder: Autoencoder, tmp_path: Path) -> Path:
+    """The folder of a run with that autoencoder at step 3."""
+    save(CheckpointStore(config_of(run__directory=str(tmp_path / "ae")), grid), SmallEngine(autoencoder), 3)
     return tmp_path / "ae"
 
 
 @pytest.fixture
-def calm_run(grid: Grid, config_of: ConfigOf, engine: Any, autoencoder_run: Path, tmp_path: Path) -> Path:
-    """The folder of a run with a CALM on that autoencoder."""
+def calm(grid: Grid, config_of: ConfigOf, autoencoder_run: Path) -> Calm:
+    """A CALM on that autoencoder."""
     model = {"type": "calm", "autoencoder": str(autoencoder_run), "num_layers": 1, "num_attention_heads": 2}
-    config = config_of(model, run__directory=str(tmp_path / "calm"))
-    assert isinstance(config.model, CalmConfig)
-    engine.module = Calm(config.model, FrozenAutoencoder(load_autoencoder(autoencoder_run)))
-    initialise(engine.module, seed=1, std=0.3)
-    CheckpointStore(config, grid).save(engine, Progress(4, 4, 128))
+    config = config_of(model).model
+    assert isinstance(config, CalmConfig)
+    module = Calm(config, FrozenAutoencoder(load_autoencoder(autoencoder_run)))
+    initialise(module, seed=1, std=0.3)
+    return module
+
+
+@pytest.fixture
+def calm_run(grid: Grid, config_of: ConfigOf, calm: Calm, tmp_path: Path) -> Path:
+    """The folder of a run with that CALM."""
+    model = {"type": "calm", "autoencoder": calm.config.autoencoder, "num_layers": 1, "num_attention_heads": 2}
+    save(CheckpointStore(config_of(model, run__directory=str(tmp_path / "calm")), grid), SmallEngine(calm), 4)
     return tmp_path / "calm"
 
 
-def weights_file(run: Path) -> Path:
-    return find_checkpoint(run) / "weights.safetensors"
+def demand_equal(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """The same weights to the last bit."""
+    weights = dict(theirs.named_parameters())
+    assert all(torch.equal(weight, weights.pop(name)) for name, weight in ours.named_parameters())
+    assert not weights
 
 
-def test_an_autoencoder_comes_back(autoencoder_run: Path, engine: Any) -> None:
+def test_an_autoencoder_comes_back(autoencoder_run: Path, autoencoder: Autoencoder) -> None:
     for path in (autoencoder_run, str(autoencoder_run), find_checkpoint(autoencoder_run)):
         module = load_autoencoder(path)
         assert not module.training
-        for name, weight in module.named_parameters():
-            assert torch.equal(weight, dict(engine.module.named_parameters())[name])
+        demand_equal(module, autoencoder)
     assert step_of(find_checkpoint(autoencoder_run)) == 3
     assert saved_config(autoencoder_run).run.directory == str(autoencoder_run)
 
 
-def test_calm_comes_back_with_its_autoencoder(calm_run: Path, autoencoder_run: Path, engine: Any) -> None:
+def test_calm_comes_back_with_its_autoencoder(calm_run: Path, calm: Calm, autoencoder: Autoencoder) -> None:
     model = load_calm(calm_run)
     assert not model.training
-    for name, weight in model.named_parameters():
-        assert torch.equal(weight, dict(engine.module.named_parameters())[name])
+    demand_equal(model, calm)
     frozen = model.autoencoder.state_dict()
-    assert all(torch.equal(frozen[name], weight) for name, weight in load_file(weights_file(autoencoder_run)).items())
+    assert all(torch.equal(frozen[name], weight) for name, weight in autoencoder.named_parameters())
 
 
 def test_an_autoencoder_that_was_moved_can_be_named(calm_run: Path, autoencoder_run: Path) -> None:
@@ -76,22 +90,15 @@ def test_an_autoencoder_that_was_moved_can_be_named(calm_run: Path, autoencoder_
     assert load_calm(calm_run, autoencoder=moved).config.num_layers == 1
 
 
-def test_bf16_weights_are_loaded_as_fp32(autoencoder_run: Path) -> None:
-    path = weights_file(autoencoder_run)
-    weights = load_file(path)
-    save_file({name: weight.bfloat16() for name, weight in weights.items()}, path)
-    for name, weight in load_autoencoder(autoencoder_run).named_parameters():
-        assert weight.dtype == torch.float32
-        assert torch.equal(weight, weights[name].bfloat16().float())
-
-
-def test_a_cut_file_is_refused(autoencoder_run: Path) -> None:
-    path = weights_file(autoencoder_run)
-    for size in (len(path.read_bytes()) - 100, 20, 0):
-        path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(UserError, match="the weights cannot be read") as caught:
-            load_autoencoder(autoencoder_run)
-        assert str(path) in str(caught.value)
+@pytest.mark.parametrize("name", [SHARD, "progress.json", "manifest.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused(autoencoder_run: Path, damage: str, name: str) -> None:
+    checkpoint = find_checkpoint(autoencoder_run)
+    DAMAGES[damage](checkpoint / name)
+    for path in (autoencoder_run, checkpoint):
+        with pytest.raises(UserError, match=name) as caught:
+            load_autoencoder(path)
+        assert str(checkpoint) in str(caught.value) and "take another checkpoint" in str(caught.value)
 
 
 def test_a_folder_without_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -107,22 +114,23 @@ def test_the_wrong_kind_of_model_is_refused(calm_run: Path, autoencoder_run: Pat
         load_calm(autoencoder_run)
 
 
-@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
-def test_weights_that_do_not_fit_are_named(autoencoder_run: Path, damage: str) -> None:
-    path = weights_file(autoencoder_run)
-    weights = load_file(path)
-    if damage == "missing":
-        del weights["decoder.norm.weight"]
-    elif damage == "unknown":
-        weights["decoder.norm.wieght"] = torch.zeros(1)
+@pytest.mark.parametrize("wrong", ["missing", "unknown", "shape"])
+def test_weights_that_do_not_fit_are_named(
+    grid: Grid, config_of: ConfigOf, autoencoder: Autoencoder, tmp_path: Path, wrong: str
+) -> None:
+    if wrong == "missing":
+        del autoencoder.decoder.norm
+    elif wrong == "unknown":
+        autoencoder.decoder.register_parameter("unknown", torch.nn.Parameter(torch.zeros(2)))
     else:
-        weights["decoder.norm.weight"] = torch.zeros(1)
-    save_file(weights, path)
+        autoencoder.decoder.norm.weight = torch.nn.Parameter(torch.zeros(1))
+    save(CheckpointStore(config_of(), grid), SmallEngine(autoencoder), 3)
     with pytest.raises(UserError, match="do not fit the saved config") as caught:
-        load_autoencoder(autoencoder_run)
-    assert ("wieght" if damage == "unknown" else "decoder.norm.weight") in str(caught.value)
+        load_autoencoder(tmp_path / "run")
+    assert ("decoder.unknown" if wrong == "unknown" else "decoder.norm.weight") in str(caught.value)
 
 
-def test_a_folder_of_another_name_has_no_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="its name should be step_<number>"):
-        step_of(tmp_path)
+def test_all_weights_can_be_had_whole(autoencoder_run: Path, autoencoder: Autoencoder) -> None:
+    found = whole_weights(find_checkpoint(autoencoder_run))
+    assert found.keys() == dict(autoencoder.named_parameters()).keys()
+    assert all(torch.equal(found[name], weight) for name, weight in autoencoder.named_parameters())

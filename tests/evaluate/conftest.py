@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
-from calm_megatron.config.files import parse_run, to_yaml
+from calm_megatron.checkpoint.store import CheckpointStore
+from calm_megatron.config.files import parse_run
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.data.documents import DocumentReader, find_sources
 from calm_megatron.data.preprocess import preprocess
@@ -16,7 +16,8 @@ from calm_megatron.data.train_tokenizer import train_tokenizer
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.model.initialise import initialise
-from calm_megatron.parallel.grid import one_rank
+from calm_megatron.parallel.grid import Grid, one_rank
+from tests.small_engine import SmallEngine, save
 
 TEXT = "the king and queen of a far land went to sea with all their men but came home when winter was near"
 DATA = {"split": "60,20,20", "seq_length": 32}
@@ -52,28 +53,24 @@ def _write_runs(folder: Path, tokenizer: Tokenizer) -> None:
 
     ae_run = config("ae", {"type": "autoencoder", **sizes})
     assert isinstance(ae_run.model, AutoencoderConfig)
-    autoencoder = Autoencoder(ae_run.model)
-    initialise(autoencoder, 5, std=0.3)
-    _write_run(ae_run, tokenizer, autoencoder)
     transformer = {"num_layers": 1, "num_attention_heads": 4, "head": {"num_layers": 1, "noise_size": 8}}
     calm_run = config(
         "calm",
         {"type": "calm", "autoencoder": str(folder / "ae"), "pad_token_id": tokenizer.pad_id, **sizes, **transformer},
     )
     assert isinstance(calm_run.model, CalmConfig)
-    with one_rank():
+    with one_rank() as grid:
+        autoencoder = Autoencoder(ae_run.model)
+        initialise(autoencoder, 5, std=0.3)
+        _write_run(ae_run, grid, tokenizer, autoencoder)
         calm = Calm(calm_run.model, FrozenAutoencoder(autoencoder))
         initialise(calm, 5, std=0.3)
-        _write_run(calm_run, tokenizer, calm)
+        _write_run(calm_run, grid, tokenizer, calm)
 
 
-def _write_run(config: RunConfig, tokenizer: Tokenizer, module: Autoencoder | Calm) -> None:
-    run = Path(config.run.directory)
-    checkpoint = run / "checkpoints" / "step_00000007"
-    checkpoint.mkdir(parents=True)
-    save_file({name: weight.detach() for name, weight in module.named_parameters()}, checkpoint / "weights.safetensors")
-    (checkpoint / "config.yaml").write_text(to_yaml(config))
-    (checkpoint / "progress.json").write_text('{"step": 7, "consumed_samples": 28, "consumed_tokens": 896}')
-    (run / "tokenizer").mkdir()
+def _write_run(config: RunConfig, grid: Grid, tokenizer: Tokenizer, module: Autoencoder | Calm) -> None:
+    save(CheckpointStore(config, grid), SmallEngine(module), 7)
+    folder = Path(config.run.directory) / "tokenizer"
+    folder.mkdir()
     for file in tokenizer.path.glob("*.json"):
-        (run / "tokenizer" / file.name).write_text(file.read_text())
+        (folder / file.name).write_text(file.read_text())

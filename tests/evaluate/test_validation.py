@@ -250,7 +250,9 @@ def test_more_pairs_average_over_disjoint_samples(calm: Calm, plan: Plan) -> Non
         shifted = Calm(calm.config, calm.autoencoder)
         shifted.load_state_dict(calm.state_dict())
         sample = shifted.head.sample
-        shifted.head.sample = lambda hidden_RH, noise_NRn: sample(hidden_RH, noise_NRn.roll(-2 * pair, dims=0))
+        shifted.head.sample = lambda hidden_RH, noise_NRn, run: sample(
+            hidden_RH, noise_NRn.roll(-2 * pair, dims=0), run
+        )
         brier = validate_calm(shifted.eval(), plan(), True, EvaluationConfig()).brier
         assert brier is not None
         return brier.brier
