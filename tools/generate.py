@@ -65,10 +65,10 @@ def main() -> None:
     import torch
 
     from calm_megatron.checkpoint.load import find_checkpoint, load_calm
+    from calm_megatron.config.atomic import write_atomically
     from calm_megatron.data.tokenizer import Tokenizer
     from calm_megatron.generate.text import generate_text, read_prompts
     from calm_megatron.parallel.grid import one_rank
-    from calm_megatron.telemetry.files import write_atomically
 
     prompts = arguments.prompt + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
     tokenizer = Tokenizer.load(arguments.tokenizer or find_checkpoint(arguments.model).parent.parent / "tokenizer")

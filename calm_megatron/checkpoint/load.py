@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from calm_megatron.checkpoint import manifest
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.checkpoint.store import checkpoints_of, newest_checkpoint
+from calm_megatron.checkpoint.weights import misfits, put
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, BackboneConfig, CalmConfig, RunConfig
@@ -104,14 +104,6 @@ def whole_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 def _load_weights(module: nn.Module, checkpoint: Path) -> None:
     weights = whole_weights(checkpoint)
-    own = dict(module.named_parameters())
-    wrong = [
-        name
-        for name in own.keys() | weights.keys()
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    ]
-    if wrong:
+    if wrong := misfits(module, weights):
         raise UserError(f"these weights do not fit the saved config: {sorted(wrong)}", str(checkpoint))
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(weights[name])
+    put(weights, module)

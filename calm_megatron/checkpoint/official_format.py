@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from calm_megatron.checkpoint.weights import misfits, put
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
 from calm_megatron.model import names
@@ -98,16 +99,6 @@ def _load_autoencoder(module: Autoencoder, weights: dict[str, Tensor], directory
 
 
 def _copy(module: torch.nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
-    own = dict(module.named_parameters())
-    problems = [f"missing: {name}" for name in own.keys() - weights.keys()]
-    problems += [f"unexpected: {name}" for name in weights.keys() - own.keys()]
-    problems += [
-        f"{name}: shape {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
-    ]
-    if problems:
-        raise UserError("the weights do not fit:\n  " + "\n  ".join(sorted(problems)), str(directory))
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(weights[name])
+    if wrong := misfits(module, weights):
+        raise UserError("the weights do not fit:\n  " + "\n  ".join(sorted(wrong.values())), str(directory))
+    put(weights, module)

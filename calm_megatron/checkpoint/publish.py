@@ -8,6 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
+from calm_megatron.config.atomic import write_atomically
+
 
 def make_room(aside: Path) -> None:
     """Remove what killed saves and deletions left beside it, and make the folder of the next save."""
@@ -49,10 +51,7 @@ def point_to(checkpoint: Path | None, directory: Path) -> None:
     if checkpoint is None:
         latest.unlink(missing_ok=True)
         return
-    aside = directory / ".latest.partial"
-    aside.write_text(f"{checkpoint.name}\n")
-    sync(aside)
-    os.replace(aside, latest)
+    write_atomically(latest, f"{checkpoint.name}\n".encode())
     sync(directory)
 
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from calm_megatron.checkpoint import manifest, publish
 from calm_megatron.checkpoint.files import FileEntry
@@ -27,8 +26,7 @@ from calm_megatron.checkpoint.shards import ShardWriter
 from calm_megatron.checkpoint.store import newest_checkpoint
 from calm_megatron.config.checks import check
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import BackboneConfig, ModelConfig, RunConfig
-from calm_megatron.model.sharding import Sharding
+from calm_megatron.config.schema import RunConfig
 
 _OPEN_FILES = 256
 """Written side by side; the source is read once for each so many, and systems allow a process some thousand."""
@@ -64,8 +62,8 @@ def reshard(source: str | Path, target: Path, tensor_size: int, files: int, mete
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        held = _places(state, config.model, tensor_size, files)
-        shards = list(_write_shards(state, config.model, held, aside, meter))
+        held = _places(state, tensor_size, files)
+        shards = list(_write_shards(state, held, aside, meter))
         _write_facts(checkpoint, aside, shards, tensor_size, files)
         _demand_equal(found, inspect_checkpoint(aside, meter), meter)
         publish.publish(aside, target)
@@ -96,15 +94,15 @@ def _check_name(target: Path, step: int) -> None:
         raise UserError(f"no run would find step {step} under this name", str(target), f"name it {name}")
 
 
-def _places(state: SavedState, model: ModelConfig, tensor_size: int, files: int) -> list[list[Place]]:
+def _places(state: SavedState, tensor_size: int, files: int) -> list[list[Place]]:
     """What each file holds: its share of a tensor rank's part of the cut weights, and its share of the copies."""
     held: list[list[Place]] = [[] for _ in range(tensor_size * files)]
     for name in state.names():
         shape = state.shape(name)
-        parts = tensor_size if _is_cut(model, name, tensor_size) else 1
+        parts = tensor_size if state.is_cut(name, tensor_size) else 1
         among = len(held) // parts
         for part in range(parts):
-            cut = tuple(_part(model, name, torch.empty(shape, device="meta"), part, parts).shape)
+            cut = tuple(state.part(name, torch.empty(shape, device="meta"), part, parts).shape)
             place = Place(name, part, parts, cut, 0, torch.Size(cut).numel())
             for number in range(among):
                 held[part * among + number].append(place.share(number, among))
@@ -112,7 +110,7 @@ def _places(state: SavedState, model: ModelConfig, tensor_size: int, files: int)
 
 
 def _write_shards(
-    state: SavedState, model: ModelConfig, held: Sequence[Sequence[Place]], folder: Path, meter: Meter
+    state: SavedState, held: Sequence[Sequence[Place]], folder: Path, meter: Meter
 ) -> Iterator[FileEntry]:
     """All files of a group side by side, weight by weight, so that each weight is read once."""
     total = sum(place.stop - place.start for places in held for place in places) * len(KINDS) * torch.float32.itemsize
@@ -132,7 +130,7 @@ def _write_shards(
                 for kind in KINDS:
                     whole = state.whole(kind, name)
                     for part, runs in itertools.groupby(wanted[name], key=lambda run: run[0].part):
-                        values = _part(model, name, whole, part, wanted[name][0][0].parts).flatten()
+                        values = state.part(name, whole, part, wanted[name][0][0].parts).flatten()
                         for place, file in runs:
                             file.write(kind, place, values[place.start : place.stop])
                             done += (place.stop - place.start) * torch.float32.itemsize
@@ -164,14 +162,3 @@ def _demand_equal(source: Inspection, written: Inspection, meter: Meter) -> None
     if not found.equal:
         wrong = [*found.shapes, *(f"{each.kind}/{each.name}" for each in found.weights)]
         raise OSError(f"read back, it is not equal to the source: {', '.join(wrong)}")
-
-
-def _is_cut(model: ModelConfig, name: str, tensor_size: int) -> bool:
-    return isinstance(model, BackboneConfig) and Sharding(model, 0, tensor_size).is_cut(name)
-
-
-def _part(model: ModelConfig, name: str, whole: Tensor, part: int, parts: int) -> Tensor:
-    if parts == 1:
-        return whole
-    assert isinstance(model, BackboneConfig), "only models with a table of cuts are cut"
-    return Sharding(model, part, parts).part(name, whole)

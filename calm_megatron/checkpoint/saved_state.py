@@ -55,7 +55,7 @@ class SavedState:
         if saved_parts == place.parts:
             # The same cut: only the wanted run is read.
             return self._run(kind, place.name, place.part, place.start, place.stop, place.shape)
-        part = self._cut(place.part, place.parts).part(place.name, self.whole(kind, place.name))
+        part = self.part(place.name, self.whole(kind, place.name), place.part, place.parts)
         return part.flatten()[place.start : place.stop]
 
     def whole(self, kind: str, name: str) -> Tensor:
@@ -66,6 +66,14 @@ class SavedState:
             shape = next((place.shape for place, _ in self._runs[name] if place.part == part), ())
             pieces.append(self._run(kind, name, part, 0, torch.Size(shape).numel(), shape).view(shape))
         return pieces[0] if parts == 1 else self._cut(0, parts).whole(name, pieces)
+
+    def is_cut(self, name: str, parts: int) -> bool:
+        """Whether so many tensor ranks hold different parts of a weight; else each holds a copy."""
+        return self._model is not None and self._cut(0, parts).is_cut(name)
+
+    def part(self, name: str, whole: Tensor, part: int, parts: int) -> Tensor:
+        """One of the parts into which tensor ranks cut a whole weight, or its moment; of one part, the whole."""
+        return whole if parts == 1 else self._cut(part, parts).part(name, whole)
 
     def _cut(self, part: int, parts: int) -> Sharding:
         assert self._model is not None, "only models with a table of cuts are cut"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.files import write_text_atomically
 from calm_megatron.data.tokenizer import tokenizer_fingerprint
 
 FORMAT = "calm_megatron data set 1"
@@ -65,7 +65,7 @@ def facts_file(prefix: Path) -> Path:
 
 def write_facts(prefix: Path, facts: CorpusFacts) -> None:
     """Write the side file, atomically."""
-    write_text_atomically(facts_file(prefix), json.dumps(asdict(facts), indent=2) + "\n")
+    write_atomically(facts_file(prefix), (json.dumps(asdict(facts), indent=2) + "\n").encode())
 
 
 def read_facts(prefix: Path) -> CorpusFacts:

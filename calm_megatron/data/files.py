@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Large files that are written in a stream and appear whole or not at all; for small ones see config/atomic.py."""
 
 import os
 from pathlib import Path
@@ -28,13 +28,3 @@ def publish(temporary: Path, path: Path) -> None:
     with open(temporary, "rb") as stream:
         os.fsync(stream.fileno())
     os.replace(temporary, path)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small file under a temporary name, then rename it."""
-    temporary = temporary_name(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

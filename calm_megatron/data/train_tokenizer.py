@@ -13,8 +13,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.files import make_parent, write_text_atomically
+from calm_megatron.data.files import make_parent
 from calm_megatron.data.pieces import split_text
 from calm_megatron.data.tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
@@ -89,6 +90,6 @@ def train_tokenizer(
         "pad_token": PAD_TOKEN,
         "clean_up_tokenization_spaces": False,
     }
-    write_text_atomically(output / TOKENIZER_CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
-    write_text_atomically(file, tokenizer.to_str(pretty=True) + "\n")
+    write_atomically(output / TOKENIZER_CONFIG_FILE, (json.dumps(settings, indent=2) + "\n").encode())
+    write_atomically(file, (tokenizer.to_str(pretty=True) + "\n").encode())
     return TrainedTokenizer(output, tokenizer.get_vocab_size(with_added_tokens=True), vocab_size)

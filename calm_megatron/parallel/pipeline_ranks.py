@@ -1,17 +1,14 @@
 """The stages of a pipeline: who holds which end, and what one hands to the next outside of training.
 
-In training DeepSpeed's schedule moves the tensors; evaluation and saving go through the stages one after the other.
+In training DeepSpeed's schedule moves the tensors; evaluation goes through the stages one after the other.
 """
 
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
-
-T = TypeVar("T")
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEADER = 8
@@ -47,38 +44,27 @@ class PipelineRanks:
         return self.rank == self.size - 1
 
     def receive(self) -> Tensor | None:
-        """What the stage before sent, of any shape; None at the first stage."""
-        return None if self.is_first else self.receive_from(self.rank - 1)
-
-    def receive_from(self, stage: int) -> Tensor:
-        """The next tensor that a stage sends to this one."""
+        """What the stage before sends, of any shape; None at the first stage."""
+        if self.is_first:
+            return None
         header = torch.empty(_HEADER, dtype=torch.int64, device=self.device)
-        dist.recv(header, group=self.group, group_src=stage)
+        dist.recv(header, group=self.group, group_src=self.rank - 1)
         kind, axes, *shape = header.tolist()
         tensor = torch.empty(shape[:axes], dtype=_TYPES[kind], device=self.device)
         if tensor.numel():
-            dist.recv(tensor, group=self.group, group_src=stage)
+            dist.recv(tensor, group=self.group, group_src=self.rank - 1)
         return tensor
 
-    def send(self, tensor: Tensor, stage: int | None = None) -> None:
-        """Hand a tensor to the next stage, or another, which receives it."""
-        to = self.rank + 1 if stage is None else stage
+    def send(self, tensor: Tensor) -> None:
+        """Hand a tensor to the next stage, which receives it."""
         facts = [_TYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
         header = torch.tensor(facts + [0] * (_HEADER - len(facts)), dtype=torch.int64, device=self.device)
-        dist.send(header, group=self.group, group_dst=to)
+        dist.send(header, group=self.group, group_dst=self.rank + 1)
         if tensor.numel():
-            dist.send(tensor.contiguous(), group=self.group, group_dst=to)
+            dist.send(tensor.contiguous(), group=self.group, group_dst=self.rank + 1)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the stages, in place; a stage that has nothing to add holds zeros."""
         if self.size > 1:
             dist.all_reduce(values, group=self.group)
         return values
-
-    def collect(self, own: T) -> list[T]:
-        """The objects of all stages, in their order, at the first stage; an empty list elsewhere."""
-        if self.size == 1:
-            return [own]
-        found: list[T | None] = [None] * self.size
-        dist.gather_object(own, found if self.is_first else None, group=self.group, group_dst=0)
-        return [item for item in found if item is not None] if self.is_first else []

@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
 from calm_megatron.telemetry import formats, report_charts
-from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.telemetry.run_folder import RunFolder, read_run
 from calm_megatron.telemetry.summary import median_throughput, sizes
 

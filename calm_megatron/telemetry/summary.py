@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
-from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.telemetry.run_folder import RunFolder, read_run
 from calm_megatron.telemetry.run_log import RunLog
 

@@ -14,7 +14,7 @@ from calm_megatron.model.ar_baseline import ArBaseline, ArTerms
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.parallel.tensor_ranks import TensorRanks
-from calm_megatron.train.task import dtype_of, evaluation_plan, held_layers
+from calm_megatron.train.task import dtype_of, evaluation_plan, own_layers
 
 
 class ArTask:
@@ -33,7 +33,7 @@ class ArTask:
             self.model,
             recompute=self.config.train.recompute_granularity == "full",
             ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
-            held=held_layers(self.config, self.grid),
+            held=own_layers(self.config, self.grid),
         )
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))

@@ -10,6 +10,7 @@ import torch
 
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import CheckpointStore
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
@@ -18,7 +19,6 @@ from calm_megatron.data.sampler import BatchSchedule
 from calm_megatron.parallel import cpu_backend
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
-from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.train.engine import Engine
 from calm_megatron.train.pipeline_engine import PipelineEngine
 from calm_megatron.train.task import Task
@@ -78,7 +78,7 @@ def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
     engine = (PipelineEngine if pipeline_size > 1 else Engine)(task, config, grid)
     store = CheckpointStore(config, grid, {**data.fingerprints, **task.fingerprints})
     damaged: list[str] = []
-    progress = store.resume(engine, damaged.append) or Progress()
+    progress = store.resume(engine.state, damaged.append) or Progress()
     if grid.is_main:
         _describe_run(Path(config.run.directory), config, data)
     return Parts(config, grid, schedule, data, task, engine, store, progress, tuple(damaged))

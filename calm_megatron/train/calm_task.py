@@ -13,7 +13,7 @@ from calm_megatron.model.calm import Calm, CalmTerms, KeyedNoise, check_autoenco
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.parallel.tensor_ranks import TensorRanks
-from calm_megatron.train.task import dtype_of, evaluation_plan, held_layers
+from calm_megatron.train.task import dtype_of, evaluation_plan, own_layers
 
 
 class CalmTask:
@@ -37,7 +37,7 @@ class CalmTask:
             self.autoencoder,
             recompute=self.config.train.recompute_granularity == "full",
             ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
-            held=held_layers(self.config, self.grid, self.autoencoder.config),
+            held=own_layers(self.config, self.grid, self.autoencoder.config),
         )
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))

@@ -1,10 +1,10 @@
-"""DeepSpeed's engine behind three verbs: train a step, give its state, take one over."""
+"""DeepSpeed's engine: it trains a step, and has a state to save and restore."""
 
 import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepspeed
@@ -13,8 +13,6 @@ import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
-from calm_megatron.checkpoint.pieces import Piece
-from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.config.deepspeed_json import deepspeed_json
 from calm_megatron.config.schema import RunConfig
 from calm_megatron.data.loader import Batch
@@ -48,6 +46,7 @@ class Engine:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the memory in use, whatever its log level
             self.engine = self._initialise(deepspeed_json(config, config.train.global_batch_size // per_step))
         self.state = EngineState(self.engine, self.model, self.sharding, config.parallel.zero_stage, grid)
+        """Weights, moments and scalars: what checkpoints hold."""
 
     def train_step(
         self, micro_batches: Sequence[Batch], step: int, allows: Callable[[float], bool] = math.isfinite
@@ -105,18 +104,6 @@ class Engine:
         norm = self._clipped_norm()
         self.engine.step()
         return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
-
-    def own_pieces(self) -> list[Piece]:
-        """This rank's share of weights and moments; see `EngineState`."""
-        return self.state.own_pieces()
-
-    def scalars(self) -> dict[str, Any]:
-        """The rest of the engine's state."""
-        return self.state.scalars()
-
-    def restore(self, state: SavedState, scalars: Mapping[str, Any]) -> None:
-        """Take over a saved state of any layout."""
-        self.state.restore(state, scalars)
 
     def check_replicas(self) -> None:
         """Compare the ranks' copies of weights bit by bit; called by all ranks.

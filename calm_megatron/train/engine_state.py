@@ -61,8 +61,7 @@ class EngineState:
             for piece in self._pieces():
                 for kind, value in piece.values.items():
                     value.copy_(state.read(kind, piece.place))
-            for name, weight in self._model.named_parameters():
-                self._refresh(name, weight, state)
+            self._refresh(state)
         for moments in self._adam.state.values():
             moments["step"].fill_(scalars["updates"])
         self._engine.skipped_steps = scalars["skipped"]
@@ -75,16 +74,18 @@ class EngineState:
         scaler = getattr(self._optimizer, "loss_scaler", None)
         return [scaler] if getattr(scaler, "dynamic", False) else []
 
-    def _refresh(self, name: str, weight: nn.Parameter, state: SavedState) -> None:
-        """Set the copy that the layers calculate with, in the run's precision."""
-        if self._zero_stage == 3:
-            run = self._run_of_zero3(weight)
-            values = state.read("weight", self._place(name, weight, run))
-            here: Tensor = weight.ds_tensor  # type: ignore[attr-defined]
-            here.view(-1)[: len(run)].copy_(values)
-        else:
-            whole = self._place(name, weight, range(weight.numel()))
-            weight.data.copy_(state.read("weight", whole).view(weight.shape))
+    def _refresh(self, state: SavedState) -> None:
+        """Set what the layers calculate with, in the run's precision, where it lies beside the fp32 weights."""
+        if self._zero_stage == 0:
+            return
+        for name, weight in self._model.named_parameters():
+            if self._zero_stage < 3:
+                whole = self._place(name, weight, range(weight.numel()))
+                weight.data.copy_(state.read("weight", whole).view(weight.shape))
+            elif found := self._values(weight):
+                run, (master, *_) = found
+                here: Tensor = weight.ds_tensor  # type: ignore[attr-defined]
+                here.view(-1)[: len(run)].copy_(master)
 
     def _pieces(self) -> Iterator[Piece]:
         """All runs that this rank holds the fp32 values of."""

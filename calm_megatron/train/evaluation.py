@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 
 from calm_megatron.checkpoint.load import find_checkpoint, load_ar_baseline, load_autoencoder, load_calm, saved_config
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, DataConfig, RunConfig
 from calm_megatron.data.loader import DataSplits
 from calm_megatron.evaluate.baselines import training_counts, validate_unigram
 from calm_megatron.evaluate.brier import ORDERS
 from calm_megatron.parallel.grid import Grid, one_rank
-from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.train.ar_task import ArTask
 from calm_megatron.train.autoencoder_task import AutoencoderTask
 from calm_megatron.train.calm_task import CalmTask

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import Saved
+from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.schema import RunConfig
 from calm_megatron.data.loader import batches
 from calm_megatron.parallel.lost_ranks import told
-from calm_megatron.telemetry.files import write_atomically
 from calm_megatron.telemetry.report import write_report
 from calm_megatron.telemetry.writers import Telemetry
 from calm_megatron.train.assembly import BuildTask, Parts, assemble
@@ -95,7 +95,7 @@ class Loop:
 
     def _begin_save(self) -> None:
         with self.watchdog.paused():
-            self._tell_of(self.store.begin(self.engine, self.progress))
+            self._tell_of(self.store.begin(self.engine.state, self.progress))
         self._saved_at = self.progress.step
 
     def _validate(self, eval_iters: int) -> dict[str, object]:

@@ -50,7 +50,7 @@ def dtype_of(config: RunConfig) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
 
 
-def held_layers(config: RunConfig, grid: Grid, autoencoder: AutoencoderConfig | None = None) -> tuple[str, ...] | None:
+def own_layers(config: RunConfig, grid: Grid, autoencoder: AutoencoderConfig | None = None) -> tuple[str, ...] | None:
     """The layers of this pipeline stage, cut by their cost; none without a pipeline."""
     if grid.stages.size == 1:
         return None

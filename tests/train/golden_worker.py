@@ -35,7 +35,7 @@ from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 from calm_megatron.train.engine import Engine
 from calm_megatron.train.pipeline_engine import PipelineEngine
-from calm_megatron.train.task import held_layers
+from calm_megatron.train.task import own_layers
 
 
 class GoldenTask:
@@ -66,7 +66,7 @@ class GoldenTask:
             self.config.model,  # type: ignore[arg-type]
             self.frozen,
             ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
-            held=held_layers(self.config, self.grid, self.frozen.config),
+            held=own_layers(self.config, self.grid, self.frozen.config),
         )
         whole = names.from_official(self.weights, (name for name, _ in model.named_parameters()), model.config)
         with torch.no_grad():
@@ -103,7 +103,7 @@ class GradientEngine:
         self.engine.check_replicas()
         config = self.engine.config
         store = CheckpointStore(replace(config, run=replace(config.run, directory=str(folder))), self.engine.grid)
-        store.begin(self.engine, Progress())
+        store.begin(self.engine.state, Progress())
         store.finish()
 
 

@@ -1,7 +1,7 @@
 """Ranks of the layout tests: trains many small runs, one after the other, in one launch.
 
-Usage: torchrun ... layouts_worker.py JOBS.json, with a list of {"files": [...], "overrides": [...]}. The state
-with which each run begins or goes on is saved as a checkpoint of its folder `initial`.
+Usage: torchrun ... layouts_worker.py [record] JOBS.json, with a list of the overrides of each run. Told to record, it
+saves the state with which each run begins or goes on as a checkpoint of its folder `initial`.
 """
 
 import json
@@ -33,16 +33,18 @@ def record_and_train(
         config = engine.config
         elsewhere = replace(config, run=replace(config.run, directory=f"{config.run.directory}/initial"))
         store = CheckpointStore(elsewhere, engine.grid)
-        store.begin(engine, Progress(step))
+        store.begin(engine.state, Progress(step))
         store.finish()
     return train_step(engine, micro_batches, step, allows)
 
 
 def main() -> None:
     """Run the jobs in their order."""
-    Engine.train_step = record_and_train  # type: ignore[method-assign]
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        loop.run(build_task, load_run(job["files"], job["overrides"]))
+    *record, jobs = sys.argv[1:]
+    if record:
+        Engine.train_step = record_and_train  # type: ignore[method-assign]
+    for overrides in json.loads(Path(jobs).read_text()):
+        loop.run(build_task, load_run([], overrides))
     parallel.stop()
 
 

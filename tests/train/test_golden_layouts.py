@@ -1,7 +1,6 @@
 """The official energy model on tensor ranks and pipeline stages gives the official loss and gradients."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from calm_megatron.checkpoint.load import find_checkpoint, whole_weights
 from calm_megatron.config.schema import CalmConfig
 from calm_megatron.model import names
 from tests.small_runs import ROOT
+from tests.train.launches import Program, launch
 
 WORKER = ROOT / "tests" / "train" / "golden_worker.py"
 CONFIG = CalmConfig(
@@ -33,17 +33,15 @@ LAYOUTS = {
 def steps(
     tmp_path_factory: pytest.TempPathFactory,
     golden: Callable[[str], Path],
-    program: Callable[..., subprocess.CompletedProcess[str]],
+    program: Program,
 ) -> Path:
     """Folder with loss and gradients of each layout; a launch for two ranks and one for four."""
     folder = tmp_path_factory.mktemp("golden")
     for ranks in (2, 4):
         wanted = {name: layout for name, layout in LAYOUTS.items() if layout["tensor"] * layout["pipe"] == ranks}
         jobs = [{"output": str(folder / name), **layout} for name, layout in wanted.items()]
-        file = folder / f"jobs_{ranks}.json"
-        file.write_text(json.dumps(jobs))
-        done = program(WORKER, golden("energy"), golden("ae"), file, ranks=ranks)
-        assert done.returncode == 0, done.stderr[-5000:]
+        recorded = [golden("energy"), golden("ae")]
+        launch(program, WORKER, folder / f"jobs_{ranks}.json", jobs, ranks, words=recorded, timeout=300)
     return folder
 
 

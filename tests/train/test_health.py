@@ -1,9 +1,6 @@
 """Bad steps: left out by all ranks alike, told of, and the end of the run when there are too many."""
 
-import json
 import math
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from calm_megatron.config.schema import TrainConfig
 from calm_megatron.telemetry.run_log import read_log
 from calm_megatron.train.health import WINDOW, Health
 from tests.small_runs import AR, ROOT, settings
+from tests.train.launches import Program, launch
 
 WORKER = ROOT / "tests" / "train" / "health_worker.py"
 FAULTY_STEP = 4
@@ -28,7 +26,6 @@ LAYOUTS = {
     "bf16_zero2": {"zero_stage": 2, "precision": "bf16"},
     "bf16_pipe2": {"zero_stage": 1, "pipeline_model_parallel_size": 2, "precision": "bf16"},
 }
-Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         2: [job(name, fault, layout) for name, layout in LAYOUTS.items() for fault in ("loss", "gradient")],
     }
     for ranks, jobs in launches.items():
-        file = folder / f"jobs_{ranks}.json"
-        file.write_text(json.dumps(jobs))
-        done = program(WORKER, file, ranks=ranks, timeout=600)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        launch(program, WORKER, folder / f"jobs_{ranks}.json", jobs, ranks, timeout=600)
     return folder
 
 

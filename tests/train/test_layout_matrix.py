@@ -4,7 +4,6 @@ The layouts of a world size share one launch, since starting ranks costs most of
 """
 
 import json
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,11 +13,9 @@ import torch
 
 from calm_megatron.checkpoint.load import whole_weights
 from calm_megatron.telemetry.run_log import read_log
-from tests.small_runs import ROOT, TRAINED_AUTOENCODER, settings
-from tests.train.layout_matrix import BASES, QUICK, Layout, every_layout
+from tests.train.launches import LAYOUTS_WORKER, Program, launch
+from tests.train.layout_matrix import BASES, QUICK, Layout, autoencoders, every_layout, overrides
 
-WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
-Program = Callable[..., subprocess.CompletedProcess[str]]
 LAST = "checkpoints/step_00000010"
 Train = Callable[[Iterable[Layout]], Path]
 
@@ -28,27 +25,15 @@ def train(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program:
     """Trains layouts and the runs that they are held against; returns the folder with all."""
     folder = tmp_path_factory.mktemp("matrix")
 
-    def autoencoder(patch_size: int) -> list[str]:
-        changes = {"run__directory": folder / f"autoencoder_{patch_size}", "model__patch_size": patch_size}
-        return settings(TRAINED_AUTOENCODER, data__data_path=small_corpus, **changes)
-
-    def job(layout: Layout) -> dict[str, list[str]]:
-        changes = {"run__directory": folder / layout.name, "data__data_path": small_corpus, **layout.changes()}
-        if layout.model != "ar":
-            changes["model__autoencoder"] = folder / f"autoencoder_{2 if layout.model == 'calm_k2' else 4}"
-        return {"files": [], "overrides": settings(BASES[layout.model], **changes)}
-
     def run(layouts: Iterable[Layout]) -> Path:
-        jobs: dict[int, list[dict[str, list[str]]]] = defaultdict(list)
-        jobs[1] = [{"files": [], "overrides": autoencoder(patch_size)} for patch_size in (4, 2)]
-        jobs[1] += [job(Layout(model=model)) for model in BASES]
-        for layout in layouts:
-            jobs[layout.ranks].append(job(layout))
+        jobs: dict[int, list[list[str]]] = defaultdict(list)
+        jobs[1] = autoencoders(folder, small_corpus)
+        for layout in (*(Layout(model=model) for model in BASES), *layouts):
+            jobs[layout.ranks].append(overrides(layout, folder, layout.name, small_corpus))
         for ranks, wanted in sorted(jobs.items()):
-            file = folder / f"jobs_{ranks}.json"
-            file.write_text(json.dumps(wanted))
-            done = program(WORKER, file, ranks=ranks, timeout=3000)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
+            launch(
+                program, LAYOUTS_WORKER, folder / f"jobs_{ranks}.json", wanted, ranks, words=["record"], timeout=3000
+            )
         return folder
 
     return run

@@ -4,8 +4,6 @@ Two launches train everything that the tests compare, since starting ranks costs
 """
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,9 @@ import torch
 from calm_megatron.checkpoint.load import whole_weights
 from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import AR, AUTOENCODER, CALM, ROOT, TRAINED_AUTOENCODER, settings
+from tests.train.launches import LAYOUTS_WORKER, Program, launch
 
-WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
 STAGES = (0, 1, 2, 3)
-Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +22,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
     """Folder with the runs of all layouts."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def job(name: str, base: list[str], **changes: object) -> dict[str, list[str]]:
+    def job(name: str, base: list[str], **changes: object) -> list[str]:
         if base is CALM:
             changes = {"model__autoencoder": folder / "autoencoder", **changes}
-        overrides = settings(base, run__directory=folder / name, data__data_path=small_corpus, **changes)
-        return {"files": [], "overrides": overrides}
+        return settings(base, run__directory=folder / name, data__data_path=small_corpus, **changes)
 
     one_rank = [
         job("autoencoder", TRAINED_AUTOENCODER),
@@ -64,10 +60,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("calm_ramp_zero0", CALM, train__rampup_batch_size="[4,4,16]"),
         job("calm_recompute_zero3", CALM, train__recompute_granularity="full", parallel__zero_stage=3),
     ]
+    # Larger micro-batches where tensor ranks talk in each of them.
+    tensor2 = {"parallel__tensor_model_parallel_size": 2, "train__micro_batch_size": 4}
     for stage in STAGES:
-        tensor = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": stage % 2 == 1}
+        tensor = {**tensor2, "parallel__sequence_parallel": stage % 2 == 1}
         two_ranks.append(job(f"calm_tensor2_zero{stage}", CALM, parallel__zero_stage=stage, **tensor))
-    whole = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": True}
+    whole = {**tensor2, "parallel__sequence_parallel": True}
     two_ranks += [
         job("calm_tensor2_resumed", CALM, train__train_iters=5, parallel__zero_stage=3, **whole),
         job("calm_tensor2_resumed", CALM, parallel__zero_stage=3, **whole),
@@ -77,7 +75,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("calm_tensor2_bf16", CALM, train__precision="bf16", parallel__zero_stage=1, **whole),
         job("calm_latents_tensor2", CALM, model__input="latents", **whole),
         job("ar_tensor2", AR, **whole),
-        job("ar_tensor2_zero3", AR, parallel__tensor_model_parallel_size=2, parallel__zero_stage=3),
+        job("ar_tensor2_zero3", AR, parallel__zero_stage=3, **tensor2),
         job("ar_zero2", AR, parallel__zero_stage=2),
     ]
     pipe = {"parallel__pipeline_model_parallel_size": 2, "parallel__zero_stage": 1}
@@ -92,10 +90,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program: 
         job("calm_latents_pipe2", CALM, model__input="latents", **pipe),
     ]
     for ranks, jobs in ((1, one_rank), (2, two_ranks)):
-        file = folder / f"jobs_{ranks}.json"
-        file.write_text(json.dumps(jobs))
-        done = program(WORKER, file, ranks=ranks, timeout=600)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        launch(program, LAYOUTS_WORKER, folder / f"jobs_{ranks}.json", jobs, ranks, timeout=600)
     return folder
 
 

@@ -1,8 +1,5 @@
 """A run goes on from a checkpoint that was cut anew offline, as it would have from the one that it was made of."""
 
-import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,23 +7,18 @@ import pytest
 from calm_megatron.checkpoint.inspect import compare_checkpoints, inspect_checkpoint
 from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import CALM, ROOT, TRAINED_AUTOENCODER, settings
+from tests.train.launches import LAYOUTS_WORKER, Program, launch
 
-WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
 TOOL = ROOT / "tools" / "reshard_checkpoint.py"
 HALF = "step_00000005"
 
 
-def test_a_run_of_one_rank_goes_on_at_two_tensor_ranks(
-    tmp_path: Path, small_corpus: Path, program: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_a_run_of_one_rank_goes_on_at_two_tensor_ranks(tmp_path: Path, small_corpus: Path, program: Program) -> None:
     def job(name: str, base: list[str], **changes: object) -> list[str]:
         return settings(base, run__directory=tmp_path / name, data__data_path=small_corpus, **changes)
 
     def train(ranks: int, *jobs: list[str]) -> None:
-        file = tmp_path / "jobs.json"
-        file.write_text(json.dumps([{"files": [], "overrides": overrides} for overrides in jobs]))
-        done = program(WORKER, file, ranks=ranks)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        launch(program, LAYOUTS_WORKER, tmp_path / "jobs.json", jobs, ranks, words=["record"], timeout=300)
 
     autoencoder = {"model__autoencoder": tmp_path / "autoencoder"}
     train(

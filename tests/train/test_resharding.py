@@ -3,8 +3,6 @@
 All jobs of a world size share a launch; a run's first half comes before its second.
 """
 
-import json
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,13 +14,11 @@ import torch
 from calm_megatron.checkpoint.load import saved_state
 from calm_megatron.checkpoint.pieces import KINDS
 from calm_megatron.telemetry.run_log import read_log
-from tests.small_runs import ROOT, TRAINED_AUTOENCODER, settings
-from tests.train.layout_matrix import BASES, Layout
+from tests.train.launches import LAYOUTS_WORKER, Program, launch
+from tests.train.layout_matrix import BASES, Layout, autoencoders, overrides
 
-WORKER = ROOT / "tests" / "train" / "layouts_worker.py"
 FIRST_HALF, ALL = 5, 15
 BATCH = {"train__global_batch_size": 12, "optimizer__lr_decay_iters": ALL}
-Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Move(NamedTuple):
@@ -70,35 +66,21 @@ def moved(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program:
     """Trains the halves of moves and the runs that they are held against; returns the folder with all."""
     folder = tmp_path_factory.mktemp("moves")
 
-    def autoencoder(patch_size: int) -> list[str]:
-        directory = folder / f"autoencoder_{patch_size}"
-        changes = {"run__directory": directory, "data__data_path": small_corpus, "model__patch_size": patch_size}
-        return settings(TRAINED_AUTOENCODER, **changes)
-
-    def job(layout: Layout, directory: Path, iters: int) -> list[str]:
-        changes = {**layout.changes(), **BATCH, "train__train_iters": iters, "run__directory": directory}
-        if layout.model != "ar":
-            changes["model__autoencoder"] = folder / f"autoencoder_{2 if layout.model == 'calm_k2' else 4}"
-        return settings(BASES[layout.model], data__data_path=small_corpus, **changes)
+    def job(layout: Layout, name: str, iters: int) -> list[str]:
+        return overrides(layout, folder, name, small_corpus, **BATCH, train__train_iters=iters)
 
     def run(moves: Iterable[Move]) -> Path:
         first: dict[int, list[list[str]]] = defaultdict(list)
         second: dict[int, list[list[str]]] = defaultdict(list)
-        first[1] = [autoencoder(4), autoencoder(2)]
-        first[1] += [job(layout(model=model), folder / model, ALL) for model in BASES]
+        first[1] = autoencoders(folder, small_corpus)
+        first[1] += [job(layout(model=model), model, ALL) for model in BASES]
         if any(move.before == EIGHT for move in moves):
-            first[8].append(job(EIGHT, folder / EIGHT.name, ALL))
+            first[8].append(job(EIGHT, EIGHT.name, ALL))
         for move in moves:
-            first[move.before.ranks].append(job(move.before, folder / move.name, FIRST_HALF))
-            second[move.after.ranks].append(job(move.after, folder / move.name, ALL))
-        launches = [(ranks, first[ranks]) for ranks in sorted(first)] + [
-            (ranks, second[ranks]) for ranks in sorted(second)
-        ]
-        for number, (ranks, jobs) in enumerate(launches):
-            file = folder / f"jobs_{number}.json"
-            file.write_text(json.dumps([{"files": [], "overrides": overrides} for overrides in jobs]))
-            done = program(WORKER, file, ranks=ranks, timeout=1800)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
+            first[move.before.ranks].append(job(move.before, move.name, FIRST_HALF))
+            second[move.after.ranks].append(job(move.after, move.name, ALL))
+        for number, (ranks, jobs) in enumerate([*sorted(first.items()), *sorted(second.items())]):
+            launch(program, LAYOUTS_WORKER, folder / f"jobs_{number}.json", jobs, ranks, words=["record"], timeout=1800)
         return folder
 
     return run
