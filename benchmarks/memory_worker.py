@@ -6,7 +6,6 @@ Looked at before each gradient enters a bucket, before a bucket is let go, befor
 after AdamW's step: in between nothing of these is made. Activations do not count.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.small_run import RandomTokens, engine, jobs_of_rank, micro_batches, small, start
+from benchmarks.small_run import measure_second_steps
 from benchmarks.wire import watching
-from calm_megatron.parallel import grid as parallel
 from calm_megatron.train.engine import Engine
 
 PARTS = ("weights", "gradients", "moments", "master weights", "bucket", "in exchange")
@@ -108,23 +106,13 @@ def _within(value: Any, depth: int = 4) -> Iterator[Tensor]:
         yield from _within(vars(value), depth - 1)
 
 
-def main() -> None:
-    """Run the jobs in their order, and write the peak of the second step of each, by part."""
-    jobs, findings = jobs_of_rank(sys.argv)
-    found = {}
-    for name, settings in jobs.items():
-        config = small(*settings)
-        grid = start(config)
-        trained = engine(RandomTokens(config, grid))
-        trained.train_step(micro_batches(config, grid, 0), 0)
-        peak = Peak(trained)
-        with watching(peak.look_at_exchange):
-            trained.train_step(micro_batches(config, grid, 1), 1)
-        found[name] = peak.parts
-        trained.engine.destroy()
-    findings.write_text(json.dumps(found))
-    parallel.stop()
+def peak_of(trained: Engine, step: Callable[[], object]) -> dict[str, int]:
+    """The peak of the step, by part."""
+    peak = Peak(trained)
+    with watching(peak.look_at_exchange):
+        step()
+    return peak.parts
 
 
 if __name__ == "__main__":
-    main()
+    measure_second_steps(peak_of)

@@ -33,9 +33,7 @@ def main() -> None:
             if step == 0:
                 with watching(counter.add):
                     loss, _ = timed_step(trained, batches, step)
-                found[name]["sent"] = [
-                    [kind.among, kind.purpose, kind.collective, size] for kind, size in sorted(counter.sent.items())
-                ]
+                found[name]["sent"] = list(counter.rows())
             else:
                 loss, seconds = timed_step(trained, batches, step)
                 found[name]["seconds"].append(seconds)

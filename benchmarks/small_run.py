@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,28 @@ def jobs_of_rank(arguments: Sequence[str]) -> tuple[dict[str, Any], Path]:
     """In a worker: the jobs, and the file for this rank's findings."""
     jobs: dict[str, Any] = json.loads(Path(arguments[1]).read_text())
     return jobs, Path(arguments[2]) / f"{os.environ['RANK']}.json"
+
+
+def measure_second_steps(measure: Callable[[Engine, Callable[[], object]], object]) -> None:
+    """In a worker with jobs {"name": [settings, ...]}: write what is measured in the second step of each job.
+
+    The first step also says what shapes will travel, and traces the order of modules for ZeRO-3.
+
+    Args:
+        measure: is given the engine and its second step, which it is to call, and returns what goes into the file.
+    """
+    jobs, findings = jobs_of_rank(sys.argv)
+    found = {}
+    for name, settings in jobs.items():
+        config = small(*settings)
+        grid = start(config)
+        trained = engine(RandomTokens(config, grid))
+        trained.train_step(micro_batches(config, grid, 0), 0)
+        second = partial(trained.train_step, micro_batches(config, grid, 1), 1)
+        found[name] = measure(trained, second)
+        trained.engine.destroy()
+    findings.write_text(json.dumps(found))
+    parallel.stop()
 
 
 def _calm(config: RunConfig) -> CalmConfig:

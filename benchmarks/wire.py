@@ -90,6 +90,10 @@ def watching(look: Callable[[dist.ProcessGroup, str, list[Tensor]], None]) -> It
             setattr(dist.ProcessGroup, name, method)
 
 
+SentRow = tuple[str, str, str, float]
+"""Among whom, what for, by which collective, and how many bytes."""
+
+
 class Counter:
     """Bytes that this rank sent, by kind."""
 
@@ -106,6 +110,10 @@ class Counter:
             if purpose is None:
                 purpose = "single figures" if size <= SINGLE_FIGURES else _DATA.get((among, collective), "other")
             self.sent[Kind(among, purpose, collective)] += share * size
+
+    def rows(self) -> list[SentRow]:
+        """The kinds in their order, each as [among, purpose, collective, bytes], for JSON."""
+        return [(kind.among, kind.purpose, kind.collective, size) for kind, size in sorted(self.sent.items())]
 
 
 def _flat(tensors: Tensor | Sequence[Any]) -> Iterator[Tensor]:
