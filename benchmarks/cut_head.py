@@ -16,7 +16,8 @@ from benchmarks.small_run import RandomTokens
 from calm_megatron.config.schema import CalmConfig
 from calm_megatron.model.backbone import transformer_config
 from calm_megatron.model.calm import Calm
-from calm_megatron.model.heads.energy import LAYER_NORM_EPSILON, EnergyHead, HeadBlock, HeadInput, HeadOutput, Runner
+from calm_megatron.model.heads.energy import EnergyHead, HeadBlock, HeadOutput
+from calm_megatron.model.heads.head import LAYER_NORM_EPSILON
 from calm_megatron.model.norms import LayerNorm
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.tensor_ranks import TensorRanks
@@ -49,15 +50,15 @@ class CutCalm(Calm):
     def __init__(self, config: CalmConfig, *arguments: Any, ranks: TensorRanks) -> None:
         super().__init__(config, *arguments, ranks=ranks)
         self.sharding = CutSharding(config, ranks.rank, ranks.size)
-        self.head = cast(EnergyHead, CutHead(config, transformer_config(config, torch.float32, ranks)))
         self.ranks = Together(ranks.rank, ranks.size)
+        self.head = CutHead(config, transformer_config(config, torch.float32, ranks), self.ranks)
 
     def initialise(self, seed: int) -> None:
         """Draw the weights of the whole head as ever, and take this rank's parts."""
         cut = self.head
         self.head = EnergyHead(self.config)
         super().initialise(seed)
-        cast(CutHead, cut).take(self.head, self.ranks)
+        cast(CutHead, cut).take(self.head)
         self.head = cut
 
 
@@ -91,34 +92,23 @@ class CutSharding(Sharding):
         return tuple(part) if name.startswith("head.") else super().whole_shape(name, part)
 
 
-class CutHead(nn.Module):
-    """Input, blocks and output; called as `EnergyHead` is."""
+class CutHead(EnergyHead):
+    """The energy head with cut blocks and output; its samples are the same on all ranks."""
 
-    is_here = True
-
-    def __init__(self, config: CalmConfig, core: TransformerConfig) -> None:
-        super().__init__()
+    def __init__(self, config: CalmConfig, core: TransformerConfig, ranks: TensorRanks) -> None:
+        super().__init__(config, ranks)
         H = config.hidden_size
-        self.input = HeadInput(H, config.head.noise_size)
-        self.blocks = nn.ModuleList([CutBlock(H, core) for _ in range(config.head.num_layers)])
+        self.blocks = nn.ModuleDict({number: CutBlock(H, core) for number in self.blocks})
         self.output = CutOutput(H, config.latent_size, core)
 
-    def take(self, whole: EnergyHead, ranks: TensorRanks) -> None:
+    def take(self, whole: EnergyHead) -> None:
         """This rank's parts of a whole head."""
         assert whole.input is not None and whole.output is not None
         with torch.no_grad():
-            self.input.load_state_dict(whole.input.state_dict())
-            for own, block in zip(self.blocks, whole.blocks.values(), strict=True):
-                cast(CutBlock, own).take(cast(HeadBlock, block), ranks)
-            self.output.take(whole.output, ranks)
-
-    def sample(self, hidden_RH: Tensor, noise_NRn: Tensor, run: Runner) -> Tensor:
-        """N samples (N, R, Z), the same on all ranks."""
-        x_NRH, y_RH = self.input(hidden_RH, noise_NRn.to(hidden_RH.dtype))
-        for block in self.blocks:
-            x_NRH = run(block, x_NRH, y_RH)
-        samples_NRZ: Tensor = self.output(x_NRH)
-        return samples_NRZ
+            cast(nn.Module, self.input).load_state_dict(whole.input.state_dict())
+            for own, block in zip(self.blocks.values(), whole.blocks.values(), strict=True):
+                cast(CutBlock, own).take(cast(HeadBlock, block), self.ranks)
+            cast(CutOutput, self.output).take(cast(HeadOutput, whole.output), self.ranks)
 
 
 class CutBlock(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.data.loader import Batch
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
+from calm_megatron.model.heads.kinds import term_names
 from calm_megatron.model.initialise import initialise
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
@@ -30,15 +31,17 @@ SMALL = (
     "model.type=calm", "model.autoencoder=unused", "model.vocab_size=1001", "model.patch_size=4",
     "model.latent_size=16", "model.num_layers=3", "model.hidden_size=64", "model.ffn_hidden_size=176",
     "model.num_attention_heads=4", "model.num_query_groups=2", "model.head.num_layers=2",
-    "model.head.noise_size=16", "model.head.num_samples=4", "model.head.num_target_samples=8",
+    "model.head.num_samples=4",
     "data.seq_length=64", "train.train_iters=100", "train.global_batch_size=16", "train.micro_batch_size=2",
 )  # fmt: skip
 """A model of 0.3 million parameters, in several micro-batches a step."""
+ENERGY = ("model.head.noise_size=16", "model.head.num_target_samples=8")
 
 
 def small(*settings: str) -> RunConfig:
-    """The small run with settings in the place of its own."""
-    merged = dict(text.split("=", 1) for text in (*SMALL, *settings))
+    """The small run with settings in the place of its own, and the energy head unless they name one."""
+    own_head = any(setting.startswith("model.head.type=") for setting in settings)
+    merged = dict(text.split("=", 1) for text in (*SMALL, *(() if own_head else ENERGY), *settings))
     return read_for_plan([], [f"{name}={value}" for name, value in merged.items()])
 
 
@@ -59,6 +62,7 @@ class RandomTokens(CalmTask):
 
     def __init__(self, config: RunConfig, grid: Grid) -> None:
         self.config, self.model, self.grid = config, _calm(config), grid
+        self.term_names = term_names(self.model.head)
         self.streams = RandomStreams(config.run.seed, grid.device)
         random = Autoencoder(autoencoder(config))
         initialise(random, seed=1, std=0.1)

@@ -27,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=256, metavar="T", help="longest continuation (default: 256)")
     add("--temperature", type=float, default=1.0, metavar="X", help="1, 0.5, 0.333, 0.25, ...: 1/n (default: 1)")
     add("--num-samples", type=int, default=200, metavar="N", help="samples in a pool (default: 200), see docs")
+    add("--sampling-steps", type=int, metavar="S", help="of a diffusion or flow head (default: the model's), see docs")
     add("--seed", type=int, default=0, help="root of all randomness (default: 0)")
     add(
         "--partial-patch",
@@ -58,6 +59,7 @@ def main() -> None:
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         num_samples=arguments.num_samples,
+        sampling_steps=arguments.sampling_steps,
         seed=arguments.seed,
         partial_patch=arguments.partial_patch,
     )

@@ -8,7 +8,7 @@ from calm_megatron.config.schema import CalmConfig, EnergyHeadConfig
 from calm_megatron.model.heads.energy import EnergyHead
 from calm_megatron.model.initialise import initialise
 
-N, PATCHES, HIDDEN = 8, 128, 256
+N, PATCHES, HIDDEN, NOISE_SIZE = 8, 128, 256, 64
 CONFIG = CalmConfig(
     autoencoder="none is needed",
     vocab_size=1024,
@@ -16,18 +16,18 @@ CONFIG = CalmConfig(
     hidden_size=HIDDEN,
     ffn_hidden_size=704,
     num_attention_heads=4,
-    head=EnergyHeadConfig(num_layers=4, num_samples=N),
+    head=EnergyHeadConfig(num_layers=4, num_samples=N, noise_size=NOISE_SIZE),
 )
 
 
 def shared(head: EnergyHead, hidden_RH: Tensor, noise_NRn: Tensor) -> Tensor:
     """Ours: what depends on the hidden state alone is computed once per patch."""
-    return head.sample(hidden_RH, noise_NRn)
+    return head.latents(hidden_RH, noise_NRn)
 
 
 def repeated(head: EnergyHead, hidden_RH: Tensor, noise_NRn: Tensor) -> Tensor:
     """The official way: each of the N samples is a row of its own, with its own copy of the hidden state."""
-    samples_1SZ = head.sample(hidden_RH.repeat(N, 1), noise_NRn.reshape(1, N * PATCHES, -1))
+    samples_1SZ = head.latents(hidden_RH.repeat(N, 1), noise_NRn.reshape(1, N * PATCHES, -1))
     return samples_1SZ.reshape(N, PATCHES, -1)
 
 
@@ -43,7 +43,7 @@ def run() -> Row:
     head = EnergyHead(CONFIG)
     initialise(head, seed=1, std=0.1)
     hidden_RH = torch.randn(PATCHES, HIDDEN, generator=dice).requires_grad_()
-    noise_NRn = torch.rand(N, PATCHES, CONFIG.head.noise_size, generator=dice) - 0.5
+    noise_NRn = torch.rand(N, PATCHES, NOISE_SIZE, generator=dice) - 0.5
     given = (head, hidden_RH, noise_NRn)
     demand_equal("samples", shared(*given), repeated(*given))
     demand_equal("gradient", gradient(shared(*given), hidden_RH, head), gradient(repeated(*given), hidden_RH, head))

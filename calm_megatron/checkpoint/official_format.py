@@ -11,7 +11,14 @@ from torch import Tensor
 
 from calm_megatron.checkpoint.weights import misfits, put
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.config.schema import (
+    AutoencoderConfig,
+    CalmConfig,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+)
 from calm_megatron.model import names
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
@@ -28,7 +35,7 @@ def load_official_autoencoder(directory: Path) -> Autoencoder:
 
 
 def load_official_calm(directory: Path, autoencoder: Path) -> Calm:
-    """An official CALM with the energy head, in fp32; needs process groups (parallel.grid)."""
+    """An official CALM with any of its heads, in fp32; needs process groups (parallel.grid)."""
     config, weights = read_official(directory)
     frozen = FrozenAutoencoder(load_official_autoencoder(autoencoder))
     model = Calm(calm_config(config, str(autoencoder)), frozen)
@@ -54,7 +61,11 @@ def autoencoder_config(official: dict[str, Any]) -> AutoencoderConfig:
 
 
 def calm_config(official: dict[str, Any], autoencoder: str) -> CalmConfig:
-    """Our config of an official CALM with the energy head."""
+    """Our config of an official CALM.
+
+    Raises:
+        UserError: the head is of no kind that is known.
+    """
     return CalmConfig(
         autoencoder=autoencoder,
         **{name: official[name] for name in _SAME_VALUES},
@@ -66,12 +77,25 @@ def calm_config(official: dict[str, Any], autoencoder: str) -> CalmConfig:
         rotary_base=official["rope_theta"],
         layernorm_epsilon=official["rms_norm_eps"],
         init_method_std=official["initializer_range"],
-        head=EnergyHeadConfig(
-            num_layers=official["num_mlp_layers"],
-            noise_size=official["noise_size"],
-            num_samples=official["num_samples"],
-            beta=official["beta"],
-        ),
+        head=_head_config(official),
+    )
+
+
+def _head_config(official: dict[str, Any]) -> HeadConfig:
+    """The head is told by `architectures`, as the official code does not save its `model_type`."""
+    layers, samples = official["num_mlp_layers"], official["num_samples"]
+    architecture = (official.get("architectures") or ["EnergyTransformer"])[0]
+    if architecture == "EnergyTransformer":
+        size, beta = official["noise_size"], official["beta"]
+        return EnergyHeadConfig(num_layers=layers, num_samples=samples, noise_size=size, beta=beta)
+    if architecture == "DiffusionTransformer":
+        return DiffusionHeadConfig(num_layers=layers, num_samples=samples)
+    if architecture == "FlowTransformer":
+        return FlowHeadConfig(num_layers=layers, num_samples=samples)
+    raise UserError(
+        f"a model of the architecture '{architecture}' is no official CALM",
+        "config.json: architectures",
+        "give an EnergyTransformer, a DiffusionTransformer or a FlowTransformer",
     )
 
 

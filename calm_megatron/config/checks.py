@@ -7,7 +7,15 @@ import math
 from collections.abc import Iterator
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import AutoencoderConfig, BackboneConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import (
+    AutoencoderConfig,
+    BackboneConfig,
+    CalmConfig,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    HeadConfig,
+    RunConfig,
+)
 
 
 def check(config: RunConfig) -> None:
@@ -48,9 +56,9 @@ def _model(config: RunConfig) -> Iterator[str]:
                     f"would stay unused; nearest that work: {nearest_multiples(layers, 2)}"
                 )
     if isinstance(model, CalmConfig):
-        pairs, samples = config.evaluation.brier_pairs, model.head.num_samples
-        if 2 * pairs > samples:
-            yield f"evaluation.brier_pairs = {pairs} needs {2 * pairs} samples, model.head.num_samples = {samples}"
+        yield from _head(config, model.head)
+    elif config.evaluation.sampling_steps is not None:
+        yield f"evaluation.sampling_steps has no effect with a model of type '{model.type}'; leave it out"
     if isinstance(model, BackboneConfig):
         heads = model.num_attention_heads
         if model.hidden_size % heads:
@@ -66,6 +74,19 @@ def _model(config: RunConfig) -> Iterator[str]:
                 f"model.num_query_groups = {groups} does not divide model.num_attention_heads = {heads}; "
                 f"nearest that work: {_nearest_divisors(groups, heads)}"
             )
+
+
+def _head(config: RunConfig, head: HeadConfig) -> Iterator[str]:
+    pairs, steps = config.evaluation.brier_pairs, config.evaluation.sampling_steps
+    if isinstance(head, EnergyHeadConfig):
+        if 2 * pairs > (samples := head.num_samples):
+            yield f"evaluation.brier_pairs = {pairs} needs {2 * pairs} samples, model.head.num_samples = {samples}"
+        if steps is not None:
+            yield "evaluation.sampling_steps has no effect with an energy head, which samples in one step; leave it out"
+    elif steps is not None:
+        least = 2 if isinstance(head, DiffusionHeadConfig) else 1
+        if not least <= steps <= 1000:
+            yield f"evaluation.sampling_steps = {steps}: a {head.type} head samples in {least} to 1000 steps"
 
 
 def _data(config: RunConfig) -> Iterator[str]:

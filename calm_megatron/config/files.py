@@ -10,7 +10,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +164,13 @@ def _plain(value: Any) -> Any:
 def _explain(detail: Any) -> str:
     """One line for one of pydantic's complaints, with the nearest valid name where a name is wrong."""
     location = list(detail["loc"])
-    model_type = str(location.pop(1)) if location[0] == "model" and len(location) > 1 else None  # pydantic's union tag
+    # pydantic names the kinds that it took by their tags.
+    model_type = str(location.pop(1)) if location[0] == "model" and len(location) > 1 else None
+    head_type = str(location.pop(2)) if location[:2] == ["model", "head"] and len(location) > 2 else None
     path = ".".join(map(str, location))
     kind, given = detail["type"], detail["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return _explain_unknown(path, model_type)
+        return _explain_unknown(path, {"model": model_type, "model.head": head_type})
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"'{path}' is required and not set"
     if kind == "union_tag_not_found":
@@ -183,13 +185,15 @@ def _explain(detail: Any) -> str:
     return f"'{path}' cannot be {given!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}{hint}"
 
 
-def _explain_unknown(path: str, model_type: str | None) -> str:
-    known = list(setting_names(RunConfig, model_type=model_type))
+def _explain_unknown(path: str, kinds: Mapping[str, str | None]) -> str:
+    known = list(setting_names(RunConfig, kinds=kinds))
     section, _, name = path.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     near = difflib.get_close_matches(name, siblings, n=1)
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    problem = f"there is no setting '{path}'" + (f" for a model of type '{model_type}'" if model_type else "")
+    problem = f"there is no setting '{path}'"
+    if kind := kinds.get(section) or kinds.get("model"):
+        problem += f" for a {'head' if kinds.get(section) and section == 'model.head' else 'model'} of type '{kind}'"
     if elsewhere:
         return f"{problem}; did you mean '{elsewhere[0]}'?"
     if near:
@@ -197,16 +201,16 @@ def _explain_unknown(path: str, model_type: str | None) -> str:
     return f"{problem}; '{section or 'the run'}' knows: {', '.join(sorted(set(siblings)))}"
 
 
-def setting_names(cls: Any, prefix: str = "", model_type: str | None = None) -> Iterable[str]:
-    """Every `section.key` of a config dataclass; of the kinds of model only `model_type`, where it is given."""
+def setting_names(cls: Any, prefix: str = "", kinds: Mapping[str, str | None] | None = None) -> Iterable[str]:
+    """Every `section.key` of a config dataclass; of a section of several kinds the one in `kinds`, or all."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         path = f"{prefix}{field.name}"
         nested = [kind for kind in _members(hints[field.name]) if dataclasses.is_dataclass(kind)]
         yield path
         for kind in nested:
-            if path != "model" or model_type in (None, getattr(kind, "type", None)):
-                yield from setting_names(kind, f"{path}.", model_type)
+            if (kinds or {}).get(path) in (None, getattr(kind, "type", None)):
+                yield from setting_names(kind, f"{path}.", kinds)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -7,9 +7,9 @@ Units: lengths and batch sizes in tokens or sequences as the names say, duration
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 # Strict: `true` is no number and "8" is no integer; a wrong type is a slip to be shown, not to be converted.
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
@@ -89,6 +89,45 @@ class EnergyHeadConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiffusionHeadConfig(Section):
+    """The head that learns to take noise away step by step (Li et al. 2024, the CALM paper's first comparison)."""
+
+    type: Literal["diffusion"] = "diffusion"
+    """Kind of head."""
+    num_layers: PositiveInt = 4
+    """Residual blocks of the head."""
+    num_samples: PositiveInt = 8
+    """N, vectors drawn from the autoencoder's posterior for each patch, each noised to a level of its own."""
+    num_sampling_steps: Annotated[int, Field(ge=2, le=1000, strict=True)] = 100
+    """Steps from noise to a sample, each one call of the head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowHeadConfig(Section):
+    """The head that learns the velocity from noise to a vector: flow matching (the CALM paper's second comparison)."""
+
+    type: Literal["flow"] = "flow"
+    """Kind of head."""
+    num_layers: PositiveInt = 4
+    """Residual blocks of the head."""
+    num_samples: PositiveInt = 8
+    """N, vectors drawn from the autoencoder's posterior for each patch, each met at a time of its own."""
+    num_sampling_steps: Annotated[int, Field(ge=1, le=1000, strict=True)] = 10
+    """Steps from noise to a sample, by the midpoint rule: two calls of the head each."""
+
+
+def _energy_by_default(head: Any) -> Any:
+    return {"type": "energy", **head} if isinstance(head, dict) else head
+
+
+HeadConfig = Annotated[
+    EnergyHeadConfig | DiffusionHeadConfig | FlowHeadConfig,
+    Field(discriminator="type"),
+    BeforeValidator(_energy_by_default),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig(Section):
     """What CALM and the autoregressive baseline share: embedding and Transformer."""
 
@@ -128,7 +167,7 @@ class CalmConfig(BackboneConfig):
     """Z, numbers in a latent vector; must be the autoencoder's."""
     input: Literal["tokens", "latents"] = "tokens"
     """What the backbone reads: compressed token embeddings, or the frozen encoder's mean latents."""
-    head: EnergyHeadConfig = field(default_factory=EnergyHeadConfig)
+    head: HeadConfig = field(default_factory=EnergyHeadConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +304,10 @@ class EvaluationConfig(Section):
     final_eval_iters: NonNegativeInt = 0
     """Global batches of the validation at the end; 0 takes the whole validation set."""
     brier_pairs: PositiveInt = 1
-    """CALM: disjoint pairs of the N samples that BrierLM averages; 1 as in the official code, more for less noise."""
+    """CALM: disjoint pairs of samples that BrierLM averages; 1 as in the official code, more for less noise. With the
+    energy head they are of its N samples."""
+    sampling_steps: PositiveInt | None = None
+    """Diffusion and flow head: steps to a sample here; none means `model.head.num_sampling_steps`."""
     noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     """Autoencoder: standard deviations of the Gaussian noise of the robustness curve."""
     confidence: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.95

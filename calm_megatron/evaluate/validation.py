@@ -15,9 +15,11 @@ from calm_megatron.config.schema import EvaluationConfig
 from calm_megatron.data.loader import Batch, evaluation_batches
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
+from calm_megatron.evaluate.sampler import sampler_of
 from calm_megatron.losses.reconstruction import reconstruction_loss
 from calm_megatron.model.autoencoder import Autoencoder
-from calm_megatron.model.calm import Calm, KeyedNoise
+from calm_megatron.model.calm import Calm
+from calm_megatron.model.noise import KeyedNoise
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 
@@ -42,7 +44,7 @@ class EvaluationPlan:
         return evaluation_batches(self.dataset, self.micro_batch_size, self.grid.data_rank, ranks, self.sequences)
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over the ranks, in place; of a pipeline only the last stage has something to add."""
+        """Sum over the ranks, in place; of a pipeline one stage has something to add."""
         dist.all_reduce(values, group=self.grid.data_group)
         return self.grid.stages.total(values)
 
@@ -70,8 +72,8 @@ class CalmScores:
     """How well CALM predicts the next vector, and the tokens in it."""
 
     loss: float
-    spread: float
-    distance: float
+    parts: dict[str, float]
+    """What the loss is made of, by the names that the head gives it."""
     patches: int
     brier: BrierScore | None
     """None for K < 4, where one vector holds too few tokens."""
@@ -125,26 +127,36 @@ def validate_autoencoder(model: Autoencoder, plan: EvaluationPlan, sigmas: Seque
 def validate_calm(
     model: Calm, plan: EvaluationPlan, reset_attention_mask: bool, evaluation: EvaluationConfig
 ) -> CalmScores:
-    """Energy loss with N samples, and BrierLM from the first two of them, or the mean of several disjoint pairs."""
-    config = model.config
+    """The head's loss, and BrierLM from a pair of samples of each patch, or the mean of several disjoint pairs.
+
+    Samples that the loss is made of serve for the pairs; for another loss they are drawn.
+    """
+    config, draws = model.config, 2 * evaluation.brier_pairs
     K, device, stages = config.patch_size, plan.grid.device, plan.grid.stages
     known = plan.dataset.sequences_per_epoch
     accumulator = BrierAccumulator(known, device=device)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    names = type(model.head).part_names
+    sums = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
+    sampler = sampler_of(model, stages) if K >= ORDERS else None
     for batch in plan.batches():
         ids_BT = batch.ids_BT.to(device)
         sequences, patches = batch.sequence_ids_B.tolist(), ids_BT.shape[1] // K - 1
-        noise = KeyedNoise(config, plan.streams, "evaluation", 0, sequences, patches)
+        noise = KeyedNoise(plan.streams, "evaluation", 0, sequences, patches)
         documents_BP = batch.documents_BP.to(device) if reset_attention_mask else None
         scored = model.score(ids_BT, noise, documents_BP, received=stages.receive())
-        if isinstance(scored, Tensor):
-            stages.send(scored)
-            continue
-        terms, samples_NRZ = scored
-        rows = torch.tensor(float(len(terms.score)), device=device)
-        sums += torch.stack([-terms.score.sum(), terms.spread.sum(), terms.distance.sum(), rows]).double()
-        if K >= ORDERS and len(terms.score):
-            drawn_NRK = model.autoencoder.tokens(samples_NRZ[: 2 * evaluation.brier_pairs])
+        samples_NRZ = None
+        if scored.sent is not None:
+            stages.send(scored.sent)
+        if scored.terms is not None:
+            terms = scored.terms
+            rows = torch.tensor(float(len(terms.loss_R)), device=device)
+            parts = [terms.parts[name].sum() for name in names]
+            sums += torch.stack([terms.loss_R.sum(), *parts, rows]).double()
+            samples_NRZ = terms.samples_NRZ
+        if sampler is not None and scored.hidden_RH is not None:
+            samples_NRZ = model.draw(sampler, scored.hidden_RH, noise, draws, evaluation.sampling_steps)
+        if K >= ORDERS and samples_NRZ is not None and samples_NRZ.shape[1]:
+            drawn_NRK = model.autoencoder.tokens(samples_NRZ[:draws])
             target_RK = ids_BT[:, K:].unflatten(1, (-1, K)).flatten(0, 1)
             rows_R = batch.sequence_ids_B.to(device).repeat_interleave(patches)
             pairs = zip(drawn_NRK[::2], drawn_NRK[1::2], strict=True)
@@ -152,9 +164,10 @@ def validate_calm(
             accumulator.add(terms_RO, rows_R)
     plan.total(sums)
     plan.total(accumulator.state_SC)
-    loss, spread, distance, patches = sums.tolist()
+    loss, *parts_sums, patches = sums.tolist()
     brier = accumulator.score(evaluation.confidence) if K >= ORDERS else None
-    return CalmScores(loss / patches, spread / patches, distance / patches, int(patches), brier)
+    means = {name: part / patches for name, part in zip(names, parts_sums, strict=True)}
+    return CalmScores(loss / patches, means, int(patches), brier)
 
 
 def _hits(logits_RKV: Tensor, ids_RK: Tensor) -> Tensor:

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.generate.draws import Draws, KeyedDraws
+from calm_megatron.generate.draws import Draws, KeyedDraws, NoiseOfPrompts
 from calm_megatron.generate.options import GenerationOptions
 from calm_megatron.generate.temperature import select
 from calm_megatron.model.calm import Calm
+from calm_megatron.model.noise import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,12 @@ def generate(
         One result a prompt, in their order.
 
     Raises:
-        UserError: a token id lies outside of the model's vocabulary.
+        UserError: a token id lies outside of the model's vocabulary, or the head cannot sample in so many steps.
     """
     _check_ids(model.config.vocab_size, prompts_ids, eod_id, pad_id)
+    model.head.demand_steps(options.sampling_steps)
     if draws is None:
-        draws = KeyedDraws(options.seed, model.config.head.noise_size)
+        draws = KeyedDraws(options.seed)
     decoder = _Decoder(model, options, draws, eod_id, pad_id)
     rows = [decoder.row(prompt, list(ids)) for prompt, ids in enumerate(prompts_ids)]
     by_length: dict[int, list[_Row]] = defaultdict(list)
@@ -184,18 +186,18 @@ class _Decoder:
             pending_W = (agreed_RN.amax(dim=1) < wanted_R).nonzero().squeeze(1)
             if not len(pending_W):
                 break
-            waiting = [rows[place] for place in pending_W.tolist()]
-            noise = [self.draws.head_noise(row.prompt, step, attempt, num_samples) for row in waiting]
-            drawn_WNK = self.sample(hidden_RH[pending_W], torch.stack(noise, dim=1))
+            prompts = [rows[place].prompt for place in pending_W.tolist()]
+            noise = NoiseOfPrompts(self.draws, prompts, step, attempt)
+            drawn_WNK = self.sample(hidden_RH[pending_W], noise, num_samples)
             begins_WN = (drawn_WNK == prefix_RK[pending_W].unsqueeze(1)).long().cumprod(dim=-1).sum(dim=-1)
             better_W = begins_WN.amax(dim=1) > agreed_RN[pending_W].amax(dim=1)
             pool_RNK[pending_W[better_W]] = drawn_WNK[better_W]
             agreed_RN[pending_W[better_W]] = begins_WN[better_W]
         return pool_RNK, agreed_RN
 
-    def sample(self, hidden_RH: Tensor, noise_NRn: Tensor) -> Tensor:
+    def sample(self, hidden_RH: Tensor, noise: Noise, count: int) -> Tensor:
         """Tokens (R, N, K) of N head samples for each row."""
-        latent_NRZ = self.model.head.sample(hidden_RH, noise_NRn.to(hidden_RH))
+        latent_NRZ = self.model.head.sample(hidden_RH, noise, count, self.options.sampling_steps)
         return self.model.autoencoder.tokens(latent_NRZ).transpose(0, 1)
 
     def result(self, row: _Row, prompt_ids: list[int]) -> Generation:

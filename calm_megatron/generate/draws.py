@@ -1,21 +1,26 @@
 """Where the randomness of generation comes from: keyed by what it is for, never by the place in a batch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_NOISE: Final = 0
+_ENERGY: Final = 0
 _CHOICE: Final = 1
 
 
 class Draws(Protocol):
     """A source of the noise of the head and of the choices among its samples."""
 
-    def head_noise(self, prompt: int, step: int, attempt: int, num_samples: int) -> Tensor:
-        """Return noise_Nn for `num_samples` samples of the patch drawn in this step after this prompt."""
+    def uniform(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
+        """Return U[0, 1) of shape (count, size) for samples of the patch drawn in this step after this prompt."""
+        ...
+
+    def normal(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
+        """Return N(0, 1) of shape (count, size) for them."""
         ...
 
     def choice(self, prompt: int, step: int) -> float:
@@ -30,24 +35,52 @@ class KeyedDraws:
 
     Args:
         seed: root of all draws.
-        noise_size: n, the head's noise elements a sample.
         streams: random stream of each prompt; none gives prompt i the stream i.
     """
 
-    def __init__(self, seed: int, noise_size: int, streams: Sequence[int] | None = None) -> None:
-        self._seed, self._noise_size, self._streams = seed, noise_size, streams
+    def __init__(self, seed: int, streams: Sequence[int] | None = None) -> None:
+        self._seed, self._streams = seed, streams
 
     def _random(self, purpose: int, prompt: int, step: int, attempt: int = 0) -> np.random.Generator:
         stream = prompt if self._streams is None else self._streams[prompt]
         key = np.random.SeedSequence((self._seed, purpose, stream, step, attempt))
         return np.random.Generator(np.random.SFC64(key))
 
-    def head_noise(self, prompt: int, step: int, attempt: int, num_samples: int) -> Tensor:
-        """Noise of the energy head: U[-0.5, 0.5) in fp32, shape (N, n)."""
-        random = self._random(_NOISE, prompt, step, attempt)
-        uniform_Nn = random.random((num_samples, self._noise_size), dtype=np.float32)
-        return torch.from_numpy(uniform_Nn) - 0.5
+    def uniform(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
+        """U[0, 1) in fp32, shape (count, size)."""
+        random = self._random(_number(purpose), prompt, step, attempt)
+        return torch.from_numpy(random.random((count, size), dtype=np.float32))
+
+    def normal(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
+        """N(0, 1) in fp32, shape (count, size)."""
+        random = self._random(_number(purpose), prompt, step, attempt)
+        return torch.from_numpy(random.standard_normal((count, size), dtype=np.float32))
 
     def choice(self, prompt: int, step: int) -> float:
         """A number in [0, 1) of its own stream."""
         return float(self._random(_CHOICE, prompt, step).random())
+
+
+def _number(purpose: str) -> int:
+    """Of what a head draws: that of the energy head is 0, others are spelt."""
+    return _ENERGY if purpose == "head" else int.from_bytes(purpose.encode(), "big")
+
+
+@dataclass(frozen=True)
+class NoiseOfPrompts:
+    """The head's noise (`model.noise.Noise`) in one attempt of a step, a row for each prompt."""
+
+    draws: Draws
+    prompts: Sequence[int]
+    step: int
+    attempt: int
+
+    def uniform(self, purpose: str, count: int, size: int) -> Tensor:
+        """U[0, 1), (count, R, size)."""
+        rows = [self.draws.uniform(each, self.step, self.attempt, purpose, count, size) for each in self.prompts]
+        return torch.stack(rows, dim=1)
+
+    def normal(self, purpose: str, count: int, size: int) -> Tensor:
+        """N(0, 1), (count, R, size)."""
+        rows = [self.draws.normal(each, self.step, self.attempt, purpose, count, size) for each in self.prompts]
+        return torch.stack(rows, dim=1)

@@ -36,6 +36,8 @@ class GenerationOptions:
     """1/n for a whole n."""
     num_samples: int = 200
     """Samples in a pool; used below temperature 1 and for a remainder of the prompt."""
+    sampling_steps: int | None = None
+    """Steps to a sample of a diffusion or flow head; none means those of the model's config."""
     seed: int = 0
     """Root of all randomness."""
     partial_patch: Literal["constrain", "pad"] = "constrain"

@@ -1,6 +1,6 @@
 """CALM: from tokens to the hidden state of each patch, and from there to samples of the next one.
 
-    ids (B, T) -> patch embedding -> Transformer over P patches -> hidden (B, P, H) -> head -> latents (N, R, Z)
+    ids (B, T) -> patch embedding -> Transformer over P patches -> hidden (B, P, H) -> head -> loss or latents (N, R, Z)
 
 Hidden state j predicts patch j + 1; the first patch of a sequence is never predicted. The frozen autoencoder gives the
 targets; it is no part of the module tree.
@@ -9,8 +9,7 @@ A pipeline stage is the same model with some of its layers: what reaches it from
 and in place of the result it gives what goes to the next.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -18,71 +17,40 @@ from torch import Tensor
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig
-from calm_megatron.losses.energy_score import EnergyTerms, energy_score
 from calm_megatron.model.attention import KVCache
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.backbone import Backbone, transformer_config
-from calm_megatron.model.heads.energy import EnergyHead
+from calm_megatron.model.heads.head import Head, HeadTerms
+from calm_megatron.model.heads.kinds import build_head
 from calm_megatron.model.initialise import initialise
+from calm_megatron.model.noise import Noise, NoiseOfRows
 from calm_megatron.model.patch_embedding import PatchEmbedding
 from calm_megatron.model.sharding import Sharding
-from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.parallel.tensor_ranks import TensorRanks
-
-
-class CalmNoise(NamedTuple):
-    """The randomness of one training step on R predicted patches."""
-
-    head_uniform_NRn: Tensor
-    """U[-0.5, 0.5) that the head turns into samples."""
-    target_normal_MRZ: Tensor
-    """N(0, 1) of the target samples."""
-
-
-@dataclass(frozen=True)
-class KeyedNoise:
-    """The same, drawn from keyed streams when it is used: not every pipeline stage uses both."""
-
-    config: CalmConfig
-    streams: RandomStreams
-    purpose: str
-    step: int
-    sequences: Sequence[int]
-    patches: int
-    """Predicted patches of each sequence; rows are in the order (sequence, patch)."""
-
-    @property
-    def head_uniform_NRn(self) -> Tensor:
-        """U[-0.5, 0.5) that the head turns into samples."""
-        shape = (self.patches, self.config.head.num_samples, self.config.head.noise_size)
-        drawn = self.streams.uniform(f"{self.purpose} head", self.step, self.sequences, shape)
-        return drawn.flatten(0, 1).transpose(0, 1) - 0.5
-
-    @property
-    def target_normal_MRZ(self) -> Tensor:
-        """N(0, 1) of the target samples."""
-        shape = (self.patches, self.config.head.num_target_samples, self.config.latent_size)
-        drawn = self.streams.normal(f"{self.purpose} target", self.step, self.sequences, shape)
-        return drawn.flatten(0, 1).transpose(0, 1)
 
 
 class CalmTerms(NamedTuple):
     """Scalars of one micro-batch: means over its predicted patches."""
 
     loss: Tensor
-    """The negative energy score."""
-    spread: Tensor
-    """Mean distance among the model's samples."""
-    distance: Tensor
-    """Mean distance of the model's samples to the targets."""
+    """The head's."""
+    parts: dict[str, Tensor]
+    """What it is made of, by the names under which it is logged."""
 
     def named(self) -> dict[str, Tensor]:
         """As they are logged."""
-        return {
-            "loss": self.loss,
-            "energy/distance_samples": self.spread,
-            "energy/distance_targets": self.distance,
-        }
+        return {"loss": self.loss, **self.parts}
+
+
+class Scored(NamedTuple):
+    """What a stage makes of a micro-batch of R predicted patches."""
+
+    terms: HeadTerms | None = None
+    """The head's, at the last stage."""
+    sent: Tensor | None = None
+    """What goes to the next stage, at all others."""
+    hidden_RH: Tensor | None = None
+    """Hidden states before the patches, on every tensor rank, at the stage that holds the head's input."""
 
 
 class Calm(Backbone):
@@ -106,15 +74,16 @@ class Calm(Backbone):
         self.sharding = Sharding(config, ranks.rank, ranks.size)
         self.autoencoder = autoencoder
         self.patch_embedding = PatchEmbedding(config, core, ranks) if self.holds("patch_embedding") else None
-        self.head = EnergyHead(config, self.holds)
+        self.head: Head = build_head(config, ranks, self.holds)
         for weight in self.head.parameters():
             ranks.sum_gradients(weight)
         self.to(dtype)
 
     def initialise(self, seed: int) -> None:
-        """Draw the initial weights; the head's last layer and the pad token's row start at zero."""
-        zero = ("head.output.linear_out.weight", "head.output.linear_out.bias")
-        initialise(self, seed, self.config.init_method_std, zero if self.head.output else (), self.sharding)
+        """Draw the initial weights, those of the head as the head says; the pad token's row starts at zero."""
+        zero = tuple(f"head.{name}" for name in self.head.zero_weights())
+        xavier = tuple(f"head.{name}" for name in self.head.xavier_weights())
+        initialise(self, seed, self.config.init_method_std, zero, self.sharding, xavier)
         if self.patch_embedding is not None and self.patch_embedding.embedding is not None:
             self.patch_embedding.embedding.zero_pad_row()
 
@@ -136,27 +105,28 @@ class Calm(Backbone):
     def forward(
         self,
         ids_BT: Tensor,
-        noise: CalmNoise | KeyedNoise,
+        noise: Noise,
         documents_BP: Tensor | None = None,
         kept_BP: Tensor | None = None,
         received: Tensor | None = None,
     ) -> CalmTerms | Tensor:
-        """Training loss: the mean over the predicted patches of the negative energy score. Arguments as in `score`."""
+        """Training loss: the mean over the predicted patches of the head's. Arguments as in `score`."""
         scored = self.score(ids_BT, noise, documents_BP, kept_BP, received)
-        if isinstance(scored, Tensor):
-            return scored
-        terms, _ = scored
-        return CalmTerms(-terms.score.mean(), terms.spread.mean(), terms.distance.mean())
+        if scored.terms is None:
+            assert scored.sent is not None
+            return scored.sent
+        parts = {name: part_R.mean() for name, part_R in scored.terms.parts.items()}
+        return CalmTerms(scored.terms.loss_R.mean(), parts)
 
     def score(
         self,
         ids_BT: Tensor,
-        noise: CalmNoise | KeyedNoise,
+        noise: Noise,
         documents_BP: Tensor | None = None,
         kept_BP: Tensor | None = None,
         received: Tensor | None = None,
-    ) -> tuple[EnergyTerms, Tensor] | Tensor:
-        """Energy terms (R,) and samples (N, R, Z) of the predicted patches.
+    ) -> Scored:
+        """The head's terms of the predicted patches, one by one.
 
         Args:
             ids_BT: token ids, T = P * K; patches 1 to P - 1 are predicted.
@@ -164,28 +134,38 @@ class Calm(Backbone):
             documents_BP: see `hidden_states`.
             kept_BP: False leaves a patch out; none keeps all.
             received: of a stage behind the first, what the stage before it sent.
-
-        Returns:
-            Of a stage before the last, what it sends to the next.
         """
         kept_R = None if kept_BP is None else kept_BP[:, 1:].flatten()
         state = self._before_head(ids_BT, documents_BP, received)
-        own_noise_NRn = None
+        if not self.head.is_here:
+            return Scored(sent=state)
+        hidden_RH = None
         if self.head.input is not None:
-            state = self._rows(state, ids_BT, kept_R)
-            # Each tensor rank draws its share of the samples with its copy of the head: samples travel, no activations.
-            own_noise_NRn = self.ranks.own_rows(noise.head_uniform_NRn)
-        if self.head.is_here:
-            state = self.head.sample(state, own_noise_NRn, self.kept_or_recomputed)
-        if self.head.output is None:
-            return state
-        samples_NRZ = self.ranks.gather_samples(state)
+            state = hidden_RH = self._rows(state, ids_BT, kept_R)
+        result = self.head.loss(state, lambda: self._posterior(ids_BT, kept_R), noise, self.kept_or_recomputed)
+        if isinstance(result, Tensor):
+            return Scored(sent=result, hidden_RH=hidden_RH)
+        return Scored(terms=result, hidden_RH=hidden_RH)
+
+    def draw(self, head: Head, hidden_RH: Tensor, noise: Noise, count: int, steps: int | None = None) -> Tensor:
+        """Samples (count, R, Z) of a whole head of this model; each tensor rank draws those of its share of the rows.
+
+        Arguments as of `Head.sample`.
+        """
+        rows = len(hidden_RH)
+        share = -(-rows // self.ranks.size)
+        # The last rank's share is filled up with its last row.
+        first = self.ranks.rank * share
+        own = torch.arange(first, first + share, device=hidden_RH.device).clamp(max=rows - 1)
+        drawn_NRZ = head.sample(hidden_RH[own], NoiseOfRows(noise, own.cpu()), count, steps)
+        return self.ranks.gather_samples(drawn_NRZ.transpose(0, 1))[:rows].transpose(0, 1)
+
+    def _posterior(self, ids_BT: Tensor, kept_R: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation (R, Z) of the patches to be predicted."""
         target_ids_RK = ids_BT[:, self.config.patch_size :].unflatten(1, (-1, self.config.patch_size)).flatten(0, 1)
-        mean_RZ, log_std_RZ = self.autoencoder.encode(
+        return self.autoencoder.encode(
             target_ids_RK if kept_R is None else target_ids_RK[kept_R], for_training=self.training
         )
-        beta = self.config.head.beta
-        return energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise.target_normal_MRZ, beta), samples_NRZ
 
     def _before_head(self, ids_BT: Tensor, documents_BP: Tensor | None, received: Tensor | None) -> Tensor:
         """What embedding and layers of this stage come to: hidden states (P', B, H); `received` where it has none."""

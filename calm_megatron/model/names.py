@@ -41,6 +41,8 @@ EMBEDDING = "patch_embedding.embedding.tokens.weight"
 VOCABULARY = (EMBEDDING, "embedding.tokens.weight", "output.weight")
 """Matrices with a row for each token, filled up to a multiple of the tensor ranks."""
 _BLOCK, _OFFICIAL_BLOCK = "head.blocks.{i}", "mlp_generator.mlp_blocks.{i}"
+_DENOISER = "generative_head.net"
+_DENOISER_BLOCK = f"{_DENOISER}.res_blocks.{{i}}"
 
 
 def _backbone(prefix: str) -> tuple[Entry, ...]:
@@ -85,6 +87,17 @@ CALM_ENTRIES: tuple[Entry, ...] = (
     *_both("head.output.in_ln", "mlp_generator.final_layer.in_ln"),
     *_both("head.output.linear_in", "mlp_generator.final_layer.linears.0"),
     *_both("head.output.linear_out", "mlp_generator.final_layer.linears.2"),
+    # The diffusion and the flow-matching head are one network.
+    *_both("head.input.time_in", f"{_DENOISER}.time_embed.mlp.0"),
+    *_both("head.input.time_out", f"{_DENOISER}.time_embed.mlp.2"),
+    *_both("head.input.cond_embd", f"{_DENOISER}.cond_embed"),
+    *_both("head.input.input_proj", f"{_DENOISER}.input_proj"),
+    *_both(f"{_BLOCK}.norm", f"{_DENOISER_BLOCK}.in_ln"),
+    *_both(f"{_BLOCK}.mlp_in", f"{_DENOISER_BLOCK}.mlp.0"),
+    *_both(f"{_BLOCK}.mlp_out", f"{_DENOISER_BLOCK}.mlp.2"),
+    *_both(f"{_BLOCK}.modulation", f"{_DENOISER_BLOCK}.adaLN_modulation.1"),
+    *_both("head.output.modulation", f"{_DENOISER}.final_layer.adaLN_modulation.1"),
+    *_both("head.output.linear", f"{_DENOISER}.final_layer.linear"),
 )
 
 AR_ENTRIES: tuple[Entry, ...] = (

@@ -66,6 +66,13 @@ def initial_normal(seed: int, name: str, shape: Shape) -> Tensor:
     return values
 
 
+def initial_uniform(seed: int, name: str, shape: Shape) -> Tensor:
+    """U[0, 1) fp32 on CPU for the initial value of the whole (uncut) weight `name`."""
+    values = torch.empty(tuple(shape))
+    _cpu_uniform(np.random.Generator(np.random.SFC64(key(seed, "initial weight", name))), values)
+    return values
+
+
 def _cpu_uniform(generator: np.random.Generator, out: Tensor) -> None:
     generator.random(out=out.numpy(), dtype=np.float32)
 

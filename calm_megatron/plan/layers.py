@@ -7,7 +7,7 @@ Attention counts the causal half of all pairs of positions, as if no document en
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from calm_megatron.config.schema import AutoencoderConfig, BackboneConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import AutoencoderConfig, BackboneConfig, CalmConfig, EnergyHeadConfig, RunConfig
 from calm_megatron.plan.shapes import Matrix, encoder, model_layers
 
 
@@ -47,9 +47,10 @@ def layer_costs(config: RunConfig, autoencoder: AutoencoderConfig | None = None)
 
     Args:
         config: of the run.
-        autoencoder: of a CALM: its encoder works without gradient for the last layer, which makes the targets, and
-            for the first where `model.input` is "latents". Without it that work is not counted. Its parameters never
-            are: it is no part of the model.
+        autoencoder: of a CALM: its encoder works without gradient for the layer that makes the targets, and for the
+            first where `model.input` is "latents". Without it that work is not counted. Its parameters never are: it is
+            no part of the model. The targets are made for the head's output with the energy head, else for its input;
+            that another stage which holds the output makes them again is not counted.
 
     Raises:
         TypeError: the run trains an autoencoder, which has no pipeline.
@@ -82,9 +83,12 @@ def _other_work(name: str, model: BackboneConfig, positions: int, autoencoder: A
         return _attention(model, positions)
     total = _Flops(0)
     if isinstance(model, CalmConfig):
+        scored = isinstance(model.head, EnergyHeadConfig)
         if name == "head.output":
             total += _energy_score(model, positions)
-        encodes = name == "head.output" or (name == "patch_embedding" and model.input == "latents")
+        encodes = name == ("head.output" if scored else "head.input") or (
+            name == "patch_embedding" and model.input == "latents"
+        )
         if autoencoder is not None and encodes:
             total += _Flops(_products(encoder(autoencoder).matrices, positions).forward)
     return total
@@ -98,10 +102,12 @@ def _attention(model: BackboneConfig, positions: int) -> _Flops:
 
 
 def _energy_score(model: CalmConfig, positions: int) -> _Flops:
-    """Distances of samples and targets and their gradient, both in the forward pass.
+    """Distances of samples and targets and their gradient, both in the forward pass; other heads need no products.
 
     The distances among the samples are taken of differences, without a matrix product.
     """
     head = model.head
+    if not isinstance(head, EnergyHeadConfig):
+        return _Flops(0)
     once = 2 * positions * head.num_samples * head.num_target_samples * model.latent_size
     return _Flops(2 * once)

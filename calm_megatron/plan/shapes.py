@@ -5,7 +5,17 @@ Counts of parameters (counts.py) and of FLOPs (layers.py) are sums over these.
 
 from dataclasses import dataclass
 
-from calm_megatron.config.schema import ArConfig, AutoencoderConfig, BackboneConfig, CalmConfig
+from calm_megatron.config.schema import (
+    ArConfig,
+    AutoencoderConfig,
+    BackboneConfig,
+    CalmConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+)
+
+_TIME_FEATURES = 256
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ def model_layers(model: BackboneConfig) -> dict[str, Layer]:
     backbone = {f"layers.{number}": _transformer_layer(model) for number in range(model.num_layers)}
     backbone["final_norm"] = Layer((), H)
     if isinstance(model, CalmConfig):
-        return {"patch_embedding": _patch_embedding(model), **backbone, **_energy_head(model)}
+        return {"patch_embedding": _patch_embedding(model), **backbone, **_head(model, model.head)}
     if isinstance(model, ArConfig):
         vocabulary = model.vocab_size
         return {
@@ -99,9 +109,13 @@ def _patch_embedding(model: CalmConfig) -> Layer:
     return Layer((Matrix(inputs, 2 * H), Matrix(2 * H, H)), embedding + 2 * H)
 
 
-def _energy_head(model: CalmConfig) -> dict[str, Layer]:
+def _head(model: CalmConfig, head: HeadConfig) -> dict[str, Layer]:
+    return _energy_head(model, head) if isinstance(head, EnergyHeadConfig) else _denoising_head(model)
+
+
+def _energy_head(model: CalmConfig, head: EnergyHeadConfig) -> dict[str, Layer]:
     """Input, blocks and output: N rows of samples for each patch, but one of what depends on the hidden state alone."""
-    H, N, head = model.hidden_size, model.head.num_samples, model.head
+    H, N = model.hidden_size, head.num_samples
     norm = 2 * H
     inputs = (Matrix(head.noise_size, H, rows=N, input_learns=False), Matrix(H, H))
     # The first linear meets [x; y]: its x half all samples, its y half the hidden state.
@@ -117,4 +131,22 @@ def _energy_head(model: CalmConfig) -> dict[str, Layer]:
         "head.input": Layer(inputs, 2 * norm),
         **{f"head.blocks.{number}": Layer(block, norm) for number in range(head.num_layers)},
         "head.output": Layer(output, norm),
+    }
+
+
+def _denoising_head(model: CalmConfig) -> dict[str, Layer]:
+    """Of diffusion and flow matching: all but the hidden state's embedding works on each of N samples.
+
+    The noised latent and its time have no gradient.
+    """
+    H, Z, N = model.hidden_size, model.latent_size, model.head.num_samples
+    norm = 2 * H
+    outputs = Z if isinstance(model.head, FlowHeadConfig) else 2 * Z
+    time = (Matrix(_TIME_FEATURES, H, rows=N, input_learns=False), Matrix(H, H, rows=N))
+    inputs = (*time, Matrix(H, H), Matrix(Z, H, rows=N, input_learns=False))
+    block = (Matrix(H, 3 * H, rows=N), Matrix(H, H, rows=N), Matrix(H, H, rows=N))
+    return {
+        "head.input": Layer(inputs),
+        **{f"head.blocks.{number}": Layer(block, norm) for number in range(model.head.num_layers)},
+        "head.output": Layer((Matrix(H, 2 * H, rows=N), Matrix(H, outputs, rows=N))),
     }

@@ -9,9 +9,11 @@ Per micro-batch, X being a hidden state (P, B, H), P without the last patch unle
                            all-gathers (the linear layers' inputs again for the gradient of their weights) and 4
                            reduce-scatters. Recomputation repeats the forward pass but for its last exchange.
     patch embedding        2 K + 1 all-reduces of X: token embeddings, their gradient, the compression's output
-    head                   1 all-reduce of X (gradient of the hidden states), the samples (N, R, Z), and the sum of the
-                           gradients of the copied weights
-    to the next stage      X, or within the head x and y of this rank's samples; their gradient back
+    head                   1 all-reduce of X (gradient of the hidden states), the samples (N, R, Z) or of a diffusion or
+                           flow head their terms, 2 or 3 numbers each in fp32, and the sum of the gradients of the
+                           copied weights
+    to the next stage      X, or within the head x and y of this rank's samples (with the energy head one y for all);
+                           their gradient back
     data ranks             gradients once a step (ZeRO 0 and 1) or once a micro-batch (2 and 3), and the new weights
 """
 
@@ -19,7 +21,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import (
+    AutoencoderConfig,
+    CalmConfig,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    RunConfig,
+)
 from calm_megatron.plan.held import HeldLayer, held_layers
 from calm_megatron.plan.stages import stage_layers
 
@@ -111,8 +119,7 @@ def _tensor(layer: HeldLayer, step: _Step) -> Parts:
     if layer.name == "head.input":
         yield from _exchange("hidden states", 1, 1, 1, step)
     elif layer.name == "head.output":
-        samples = step.bytes(step.model.head.num_samples * step.rows * step.model.latent_size)
-        yield Kind("tensor", "samples", "all-gather"), share * samples
+        yield Kind("tensor", "samples", "all-gather"), share * _gathered(step)
     elif layer.name == "patch_embedding":
         # K token embeddings of a patch, or its latent: looked up, and read by the compression's first layer.
         from_tokens = step.model.input == "tokens"
@@ -122,6 +129,15 @@ def _tensor(layer: HeldLayer, step: _Step) -> Parts:
     elif layer.name.startswith("layers."):
         again = 1 if step.config.train.recompute_granularity == "full" else 0
         yield from _exchange("matrices", 4 + again, 6 + 2 * again, 4 + again, step)
+
+
+def _gathered(step: _Step) -> float:
+    """Bytes of the samples, or of their terms, in a step."""
+    model = step.model
+    if isinstance(model.head, EnergyHeadConfig):
+        return step.bytes(model.head.num_samples * step.rows * model.latent_size)
+    terms = 3 if isinstance(model.head, DiffusionHeadConfig) else 2
+    return 4 * terms * model.head.num_samples * step.rows * step.micro_batches
 
 
 def _exchange(purpose: str, reduced: float, gathered: float, scattered: float, step: _Step) -> Parts:
@@ -147,7 +163,8 @@ def _boundary(first: str, step: _Step) -> float:
     """What enters the stage that begins with this layer."""
     if first.startswith("head.") and first != "head.input":
         own_samples = step.model.head.num_samples / step.tensor_ranks
-        return step.bytes((own_samples + 1) * step.rows * step.model.hidden_size)
+        states = own_samples + 1 if isinstance(step.model.head, EnergyHeadConfig) else 2 * own_samples
+        return step.bytes(states * step.rows * step.model.hidden_size)
     return step.hidden_states / (step.tensor_ranks if step.config.parallel.sequence_parallel else 1)
 
 

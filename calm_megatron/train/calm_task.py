@@ -9,7 +9,9 @@ from calm_megatron.config.schema import CalmConfig, RunConfig
 from calm_megatron.data.loader import Batch, DataSplits
 from calm_megatron.evaluate.validation import CalmScores, validate_calm
 from calm_megatron.model.autoencoder import FrozenAutoencoder
-from calm_megatron.model.calm import Calm, CalmTerms, KeyedNoise, check_autoencoder
+from calm_megatron.model.calm import Calm, CalmTerms, check_autoencoder
+from calm_megatron.model.heads.kinds import term_names
+from calm_megatron.model.noise import KeyedNoise
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.parallel.tensor_ranks import TensorRanks
@@ -17,12 +19,11 @@ from calm_megatron.train.task import dtype_of, evaluation_plan, own_layers
 
 
 class CalmTask:
-    """The energy score of samples of the next vector, against the frozen autoencoder's posterior."""
-
-    term_names: tuple[str, ...] = ("loss", "energy/distance_samples", "energy/distance_targets")
+    """The head's loss of the next vector, against the frozen autoencoder's posterior."""
 
     def __init__(self, config: RunConfig, model: CalmConfig, data: DataSplits, grid: Grid) -> None:
         self.config, self.model, self.data, self.grid = config, model, data, grid
+        self.term_names: tuple[str, ...] = term_names(model.head)
         self.streams = RandomStreams(config.run.seed, grid.device)
         autoencoder = load_autoencoder(model.autoencoder)
         check_autoencoder(model, autoencoder.config)
@@ -43,15 +44,15 @@ class CalmTask:
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 
     def forward(self, module: Callable[..., CalmTerms | Tensor], batch: Batch, step: int) -> CalmTerms | Tensor:
-        """Loss and the two distances of the energy score."""
+        """The head's loss and its parts."""
         ids_BT = batch.ids_BT.to(self.grid.device)
         patches = ids_BT.shape[1] // self.model.patch_size - 1
-        noise = KeyedNoise(self.model, self.streams, "training", step, batch.sequence_ids_B.tolist(), patches)
+        noise = KeyedNoise(self.streams, "training", step, batch.sequence_ids_B.tolist(), patches)
         documents_BP = batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None
         return module(ids_BT, noise, documents_BP)
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
-        """Energy loss and, for K >= 4, BrierLM."""
+        """The head's loss and, for K >= 4, BrierLM."""
         plan = evaluation_plan(self.config, self.data, split, eval_iters, self.grid, self.streams)
         assert isinstance(module, Calm)
         scores = validate_calm(module, plan, self.config.data.reset_attention_mask, self.config.evaluation)
@@ -62,8 +63,7 @@ def calm_values(scores: CalmScores, patch_size: int) -> dict[str, object]:
     """The scores as plain values for logs and files."""
     values: dict[str, object] = {
         "loss": scores.loss,
-        "energy/distance_samples": scores.spread,
-        "energy/distance_targets": scores.distance,
+        **scores.parts,
         "patches": scores.patches,
         "tokens": scores.patches * patch_size,
     }

@@ -10,6 +10,7 @@ import torch
 
 from calm_megatron.checkpoint.load import find_checkpoint, load_ar_baseline, load_autoencoder, load_calm, saved_config
 from calm_megatron.config.atomic import write_atomically
+from calm_megatron.config.checks import check
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, DataConfig, RunConfig
 from calm_megatron.data.loader import DataSplits
@@ -38,6 +39,8 @@ class EvaluationRequest:
     micro_batch_size: int | None = None
     seed: int | None = None
     """Of all draws; none means the run's."""
+    sampling_steps: int | None = None
+    """Of a CALM with a diffusion or flow head: steps to a sample; none means the run's."""
     baselines: bool = False
     """Score an untrained CALM and a unigram sampler, too."""
     output: Path | None = None
@@ -45,7 +48,7 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name, least in {"eval_iters": 0, "micro_batch_size": 1, "seed": 0}.items():
+        for name, least in {"eval_iters": 0, "micro_batch_size": 1, "seed": 0, "sampling_steps": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}", f"--{name.replace('_', '-')}", f"give {least} or more")
@@ -95,6 +98,9 @@ def _config(request: EvaluationRequest) -> RunConfig:
         config = replace(config, run=replace(config.run, seed=request.seed))
     if request.micro_batch_size is not None:
         config = replace(config, train=replace(config.train, micro_batch_size=request.micro_batch_size))
+    if request.sampling_steps is not None:
+        config = replace(config, evaluation=replace(config.evaluation, sampling_steps=request.sampling_steps))
+        check(config)
     if request.data is not None:
         config = replace(config, data=_tested_on(request.data, config.data))
     if isinstance(config.model, CalmConfig):

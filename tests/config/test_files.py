@@ -92,7 +92,7 @@ def test_a_run_written_out_reads_back_equal(load: Any, text: str) -> None:
 
 def test_every_setting_is_written_out(load: Any) -> None:
     written = to_tree(load(CALM))
-    for name in setting_names(RunConfig, model_type="calm"):
+    for name in setting_names(RunConfig, kinds={"model": "calm", "model.head": "energy"}):
         node = written
         for part in name.split("."):
             assert part in node, name

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.generate.decode import Generation, generate
-from calm_megatron.generate.draws import KeyedDraws
+from calm_megatron.generate.draws import KeyedDraws, NoiseOfPrompts
 from calm_megatron.generate.options import GenerationOptions
 from calm_megatron.model.calm import Calm
 
@@ -31,13 +31,13 @@ def pool(model: Calm, context: list[int], draws: KeyedDraws, prompt: int, step: 
     """The tokens (N, K) of a pool, without cache or batch."""
     with torch.no_grad():
         hidden_1H = model.hidden_states(torch.tensor([context]))[:, -1]
-        noise_N1n = draws.head_noise(prompt, step, attempt, size).unsqueeze(1)
-        return model.autoencoder.tokens(model.head.sample(hidden_1H, noise_N1n))[:, 0]
+        noise = NoiseOfPrompts(draws, [prompt], step, attempt)
+        return model.autoencoder.tokens(model.head.sample(hidden_1H, noise, size))[:, 0]
 
 
 def test_the_cache_changes_nothing(model: Calm) -> None:
     result = run(model, [[1, 2, 3, 4, 5, 6, 7, 8]])[0]
-    draws, context = KeyedDraws(OPTIONS.seed, 16), list(result.prompt_ids)
+    draws, context = KeyedDraws(OPTIONS.seed), list(result.prompt_ids)
     for step, patch in enumerate(result.patches):
         assert patch == pool(model, context, draws, 0, step, 0, 1)[0].tolist()
         context += patch
@@ -50,7 +50,7 @@ def test_a_row_in_a_batch_is_the_row_alone(model: Calm, temperature: float, part
     options = replace(OPTIONS, max_new_tokens=9, temperature=temperature, partial_patch=partial_patch)
     together = run(model, PROMPTS, options)
     for i, prompt in enumerate(PROMPTS):
-        assert run(model, [prompt], options, draws=KeyedDraws(options.seed, 16, streams=[i])) == [together[i]]
+        assert run(model, [prompt], options, draws=KeyedDraws(options.seed, streams=[i])) == [together[i]]
 
 
 def test_large_groups_are_cut_into_batches(model: Calm) -> None:
@@ -75,7 +75,7 @@ def test_prompts_stay_verbatim(model: Calm) -> None:
 
 
 def test_a_remainder_takes_the_first_sample_that_agrees(model: Calm) -> None:
-    context, draws = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed, 16)
+    context, draws = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed)
     candidates = pool(model, context, draws, 0, 0, 0, 40)
     common = candidates[:, :2].mode(dim=0).values.tolist()
     agreeing = [sample.tolist() for sample in candidates if sample[:2].tolist() == common]
@@ -89,7 +89,7 @@ def test_a_remainder_takes_the_first_sample_that_agrees(model: Calm) -> None:
 def test_a_constrained_patch_follows_the_models_own_law(model: Calm) -> None:
     """Against plain rejection: the share of each outcome among the samples that begin with the remainder."""
     context, rows = [1, 2, 3, 4], 1500
-    samples = pool(model, context, KeyedDraws(99, 16), 0, 0, 0, 60_000)
+    samples = pool(model, context, KeyedDraws(99), 0, 0, 0, 60_000)
     common = int(samples[:, 0].mode().values)
     accepted = Counter(tuple(sample) for sample in samples[samples[:, 0] == common].tolist())
     options = replace(OPTIONS, max_new_tokens=3, num_samples=20, max_batch_size=rows)
@@ -107,7 +107,7 @@ def test_a_constrained_patch_follows_the_models_own_law(model: Calm) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_a_remainder_that_the_model_never_draws_is_put_over_the_nearest_sample(model: Calm, temperature: float) -> None:
-    context, draws, size, pools = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed, 16), 40, 3
+    context, draws, size, pools = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed), 40, 3
     common = int(pool(model, context, draws, 0, 0, 0, size)[:, 0].mode().values)
     remainder = [common, NEVER, NEVER]
     options = replace(OPTIONS, num_samples=size, max_pools=pools, temperature=temperature)
@@ -122,7 +122,7 @@ def test_a_remainder_that_the_model_never_draws_is_put_over_the_nearest_sample(m
 
 
 def test_later_pools_are_drawn_when_the_first_has_none(model: Calm) -> None:
-    context, draws = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed, 16)
+    context, draws = [1, 2, 3, 4], KeyedDraws(OPTIONS.seed)
     pools = [pool(model, context, draws, 0, 0, attempt, 4) for attempt in range(8)]
     begins = [{int(sample[0]) for sample in candidates} for candidates in pools]
     late, token = next(
@@ -182,7 +182,7 @@ def test_length_is_cut_to_the_token(model: Calm, new: int, remainder: int) -> No
 
 
 def test_low_temperature_prefers_the_frequent(model: Calm) -> None:
-    samples = pool(model, [1, 2, 3, 4], KeyedDraws(0, 16), 0, 0, 0, 20_000).tolist()
+    samples = pool(model, [1, 2, 3, 4], KeyedDraws(0), 0, 0, 0, 20_000).tolist()
     chance = Counter(tuple(sample) for sample in samples)
     mean = []
     for temperature in (1.0, 0.5, 0.25):

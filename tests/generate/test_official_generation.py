@@ -26,10 +26,14 @@ class RecordedDraws:
     def __init__(self, noise_SBn: Tensor) -> None:
         self.noise_SBn = noise_SBn
 
-    def head_noise(self, prompt: int, step: int, attempt: int, num_samples: int) -> Tensor:
+    def uniform(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
         """Noise of one sample."""
-        assert (attempt, num_samples) == (0, 1)
-        return self.noise_SBn[step, prompt].unsqueeze(0)
+        assert (attempt, purpose, count, size) == (0, "head", 1, self.noise_SBn.shape[-1])
+        return self.noise_SBn[step, prompt].unsqueeze(0) + 0.5
+
+    def normal(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
+        """The energy head has none."""
+        raise AssertionError(purpose)
 
     def choice(self, prompt: int, step: int) -> float:
         """At temperature 1 nothing is chosen."""
@@ -51,7 +55,7 @@ def official(
 def test_samples_and_their_tokens(official: tuple[Calm, dict[str, Tensor], dict[str, int]]) -> None:
     model, tensors, _ = official
     hidden_RH = tensors["backbone_hidden"].flatten(0, 1)
-    latent_NRZ = model.head.sample(hidden_RH, tensors["eval_head_noise"])[:2]
+    latent_NRZ = model.head.latents(hidden_RH, tensors["eval_head_noise"])[:2]
     torch.testing.assert_close(latent_NRZ, tensors["eval_latents_first2"], rtol=1e-5, atol=1e-5)
     assert torch.equal(model.autoencoder.tokens(latent_NRZ), tensors["eval_predictions"].flatten(1, 2))
 
@@ -60,9 +64,9 @@ def test_samples_and_their_tokens(official: tuple[Calm, dict[str, Tensor], dict[
 def test_pools_of_temperature_sampling(official: tuple[Calm, dict[str, Tensor], dict[str, int]]) -> None:
     model, tensors, _ = official
     hidden_BH = tensors["backbone_hidden"][:, -1]
-    pool_NBZ = model.head.sample(hidden_BH, tensors["temp_noise"].transpose(0, 1))
+    pool_NBZ = model.head.latents(hidden_BH, tensors["temp_noise"].transpose(0, 1))
     assert torch.equal(model.autoencoder.tokens(pool_NBZ).transpose(0, 1), tensors["temp_pool_tokens"])
-    single_1BZ = model.head.sample(hidden_BH, tensors["temp1_noise"].unsqueeze(0))
+    single_1BZ = model.head.latents(hidden_BH, tensors["temp1_noise"].unsqueeze(0))
     pool_B1K = model.autoencoder.tokens(single_1BZ).transpose(0, 1)
     assert torch.equal(select(pool_B1K, 1, torch.zeros(len(pool_B1K))), tensors["temp1_tokens"])
 

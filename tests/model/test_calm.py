@@ -11,8 +11,9 @@ from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import OptimizerConfig
 from calm_megatron.losses.energy_score import energy_score
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
-from calm_megatron.model.calm import Calm, CalmNoise, KeyedNoise, check_autoencoder
+from calm_megatron.model.calm import Calm, check_autoencoder
 from calm_megatron.model.initialise import initialise
+from calm_megatron.model.noise import KeyedNoise, Noise, NoiseOfRows
 from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.train.optimizer import build_optimizer
 
@@ -20,10 +21,10 @@ Build = Callable[..., Calm]
 K = 4
 
 
-def noise_of(model: Calm, ids_BT: Tensor, sequences: list[int] | None = None) -> CalmNoise:
+def noise_of(model: Calm, ids_BT: Tensor, sequences: list[int] | None = None) -> Noise:
     streams = RandomStreams(1, torch.device("cpu"))
     sequences = sequences or list(range(len(ids_BT)))
-    return KeyedNoise(model.config, streams, "training", 0, sequences, ids_BT.shape[1] // K - 1)
+    return KeyedNoise(streams, "training", 0, sequences, ids_BT.shape[1] // K - 1)
 
 
 def test_the_loss_is_the_mean_over_all_predicted_patches(
@@ -37,25 +38,27 @@ def test_the_loss_is_the_mean_over_all_predicted_patches(
         for p in range(1, 8):
             row = b * 7 + p - 1
             mean_1Z, log_std_1Z = autoencoder.encoder(ids_BT[b : b + 1, p * K : (p + 1) * K])
-            samples_N1Z = model.head.sample(hidden_BPH[b, p - 1][None], noise.head_uniform_NRn[:, row : row + 1])
-            terms = energy_score(samples_N1Z, mean_1Z, log_std_1Z, noise.target_normal_MRZ[:, row : row + 1])
+            own = NoiseOfRows(noise, torch.tensor([row]))
+            samples_N1Z = model.head.sample(hidden_BPH[b, p - 1][None], own, 4)
+            terms = energy_score(samples_N1Z, mean_1Z, log_std_1Z, own.normal("target", 10, 6))
             scores.append(terms.score)
     assert float(model(ids_BT, noise).loss) == pytest.approx(-float(torch.cat(scores).mean()), rel=1e-5)
 
 
 def test_noise_belongs_to_the_sequence_not_to_the_batch(build: Build, ids_BT: Tensor) -> None:
     model = build()
-    both, _ = model.score(ids_BT, noise_of(model, ids_BT, [7, 3]))
-    swapped, _ = model.score(ids_BT.flip(0), noise_of(model, ids_BT, [3, 7]))
-    torch.testing.assert_close(both.score.view(2, 7), swapped.score.view(2, 7).flip(0))
+    both = model.score(ids_BT, noise_of(model, ids_BT, [7, 3])).terms
+    swapped = model.score(ids_BT.flip(0), noise_of(model, ids_BT, [3, 7])).terms
+    torch.testing.assert_close(both.loss_R.view(2, 7), swapped.loss_R.view(2, 7).flip(0))
 
 
 def test_noise_has_the_laws_that_the_head_and_the_targets_expect(build: Build, ids_BT: Tensor) -> None:
     noise = noise_of(build(), ids_BT)
-    assert noise.head_uniform_NRn.shape == (4, 14, 8)
-    assert noise.target_normal_MRZ.shape == (10, 14, 6)
-    assert -0.5 <= float(noise.head_uniform_NRn.min()) < -0.4 < 0.4 < float(noise.head_uniform_NRn.max()) < 0.5
-    assert float(noise.target_normal_MRZ.std()) == pytest.approx(1.0, abs=0.1)
+    head_NRn, target_MRZ = build().head.noise(noise, 4), noise.normal("target", 10, 6)
+    assert head_NRn.shape == (4, 14, 8)
+    assert target_MRZ.shape == (10, 14, 6)
+    assert -0.5 <= float(head_NRn.min()) < -0.4 < 0.4 < float(head_NRn.max()) < 0.5
+    assert float(target_MRZ.std()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_patches_left_out_do_not_count(build: Build, ids_BT: Tensor) -> None:
@@ -63,10 +66,9 @@ def test_patches_left_out_do_not_count(build: Build, ids_BT: Tensor) -> None:
     noise = noise_of(model, ids_BT)
     kept_BP = torch.rand(2, 8, generator=torch.Generator().manual_seed(1)) > 0.4
     kept_R = kept_BP[:, 1:].flatten()
-    every, _ = model.score(ids_BT, noise)
-    kept_noise = CalmNoise(noise.head_uniform_NRn[:, kept_R], noise.target_normal_MRZ[:, kept_R])
-    kept, _ = model.score(ids_BT, kept_noise, kept_BP=kept_BP)
-    torch.testing.assert_close(kept.score, every.score[kept_R])
+    every = model.score(ids_BT, noise).terms
+    kept = model.score(ids_BT, NoiseOfRows(noise, kept_R), kept_BP=kept_BP).terms
+    torch.testing.assert_close(kept.loss_R, every.loss_R[kept_R])
 
 
 @pytest.mark.parametrize(
@@ -155,8 +157,8 @@ def test_without_a_pad_token_every_row_learns(build: Build, ids_BT: Tensor) -> N
 def test_an_untrained_model_gives_one_point(build: Build, ids_BT: Tensor) -> None:
     model = build()
     model.initialise(seed=1)
-    _, samples_NRZ = model.score(ids_BT, noise_of(model, ids_BT))
-    assert samples_NRZ.abs().max() == 0
+    terms = model.score(ids_BT, noise_of(model, ids_BT)).terms
+    assert terms.samples_NRZ.abs().max() == 0
     model(ids_BT, noise_of(model, ids_BT)).loss.backward()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)

@@ -39,15 +39,15 @@ def test_samples_are_those_of_the_official_formulation(build: Callable[..., Calm
             weight.add_(0.1 * torch.randn_like(weight))  # biases and norm weights matter too
     hidden_RH, noise_NRn = torch.randn(5, 32), torch.rand(4, 5, 8) - 0.5
     expected = official_sample(dict(head.named_parameters()), 2, hidden_RH, noise_NRn)
-    torch.testing.assert_close(head.sample(hidden_RH, noise_NRn), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.latents(hidden_RH, noise_NRn), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_samples_differ_and_depend_on_both(build: Callable[..., Calm]) -> None:
     head = build().head
     torch.manual_seed(0)
     hidden_RH, noise_NRn = torch.randn(3, 32), torch.rand(2, 3, 8) - 0.5
-    samples_NRZ = head.sample(hidden_RH, noise_NRn)
+    samples_NRZ = head.latents(hidden_RH, noise_NRn)
     assert float((samples_NRZ[0] - samples_NRZ[1]).abs().max()) > 1e-3
-    other = head.sample(hidden_RH.flip(0), noise_NRn)
+    other = head.latents(hidden_RH.flip(0), noise_NRn)
     assert float((other - samples_NRZ)[:, 0].abs().max()) > 1e-3
     torch.testing.assert_close(other[:, 1], samples_NRZ[:, 1])

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.losses.energy_score import energy_score
-from calm_megatron.model import names
-from calm_megatron.model.calm import Calm, CalmNoise
+from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import Grid
+from tests.official import AUTOENCODERS, energy_noise, loss_noise, official_gradients, relative
 
-AUTOENCODERS = {"energy": "ae", "energy_k2": "ae_k2"}
 Official = tuple[Calm, dict[str, Tensor]]
 
 
-@pytest.fixture(params=list(AUTOENCODERS))
+@pytest.fixture(params=["energy", "energy_k2"])
 def official(golden: Callable[[str], Path], grid: Grid, request: pytest.FixtureRequest) -> Official:
     """An official CALM and its recorded tensors; the autoencoder rounds in training, as the official one does."""
     folder = golden(request.param)
@@ -29,29 +28,10 @@ def official(golden: Callable[[str], Path], grid: Grid, request: pytest.FixtureR
     return model, load_file(folder / "io.safetensors")
 
 
-def relative(ours: Tensor, expected: Tensor) -> float:
-    assert ours.shape == expected.shape
-    return float((ours.detach().double() - expected.double()).abs().max() / expected.double().abs().max())
-
-
 def context(official: Official) -> Tensor:
     """All patches but the last."""
     model, tensors = official
     return tensors["input_ids"][:, : -model.config.patch_size]
-
-
-def training_noise(tensors: dict[str, Tensor]) -> CalmNoise:
-    return CalmNoise(tensors["head_noise"], tensors["energy_eps"])
-
-
-def official_gradients(model: Calm) -> dict[str, Tensor]:
-    """The gradients under the official names, cut as the official weights are."""
-    gradients = {}
-    for name, weight in model.named_parameters():
-        entry, officials = names.entry_of(name)
-        assert weight.grad is not None, name
-        gradients |= dict(zip(officials, names.split(weight.grad, entry.join, model.config), strict=True))
-    return gradients
 
 
 def test_inputs_of_the_backbone(official: Official) -> None:
@@ -75,7 +55,7 @@ def test_targets(official: Official, for_training: bool, suffix: str) -> None:
 
 def test_samples_of_the_head(official: Official) -> None:
     model, tensors = official
-    samples_NRZ = model.head.sample(tensors["backbone_hidden"].flatten(0, 1), tensors["head_noise"])
+    samples_NRZ = model.head.sample(tensors["backbone_hidden"].flatten(0, 1), loss_noise(tensors), 8)
     assert relative(samples_NRZ, tensors["head_latents"]) < 1e-5
 
 
@@ -90,17 +70,18 @@ def test_energy_terms_of_the_recorded_samples(official: Official) -> None:
 
 def test_energy_terms_and_samples_of_the_whole_model(official: Official) -> None:
     model, tensors = official
-    terms, samples_NRZ = model.train().score(tensors["input_ids"], training_noise(tensors))
-    assert relative(terms.score, tensors["energy_score"]) < 1e-5
-    assert relative(samples_NRZ, tensors["head_latents"]) < 1e-5
+    terms = model.train().score(tensors["input_ids"], loss_noise(tensors)).terms
+    assert relative(-terms.loss_R, tensors["energy_score"]) < 1e-5
+    assert relative(terms.samples_NRZ, tensors["head_latents"]) < 1e-5
 
 
 def test_training_loss_and_every_gradient(official: Official) -> None:
     model, tensors = official
-    terms = model.train()(tensors["input_ids"], training_noise(tensors))
+    terms = model.train()(tensors["input_ids"], loss_noise(tensors))
     assert float(terms.loss) == pytest.approx(float(tensors["train_loss"]), rel=1e-5)
-    assert float(terms.spread) == pytest.approx(float(tensors["energy_distance_x"].mean()), rel=1e-5)
-    assert float(terms.distance) == pytest.approx(float(tensors["energy_distance_y"].mean()), rel=1e-5)
+    for name, recorded in (("samples", "energy_distance_x"), ("targets", "energy_distance_y")):
+        part = terms.parts[f"energy/distance_{name}"]
+        assert float(part) == pytest.approx(float(tensors[recorded].mean()), rel=1e-5)
     terms.loss.backward()
     gradients = official_gradients(model)
     recorded = {name.removeprefix("gradnorm/") for name in tensors if name.startswith("gradnorm/")}
@@ -120,7 +101,7 @@ def test_the_pad_row_gets_no_gradient(official: Official) -> None:
     assert pad is not None
     ids_BT = tensors["input_ids"].clone()
     ids_BT[:, 1] = pad
-    model(ids_BT, training_noise(tensors)).loss.backward()
+    model(ids_BT, loss_noise(tensors)).loss.backward()
     assert model.patch_embedding.embedding is not None
     gradient = model.patch_embedding.embedding.tokens.weight.grad
     assert gradient[pad].abs().max() == 0
@@ -131,8 +112,8 @@ def test_loss_and_gradient_norm_at_beta_one_and_a_half(official: Official) -> No
     model, tensors = official
     if "train_loss_beta1.5" not in tensors:
         pytest.skip("this case has no figures for another beta")
-    model.config = dataclasses.replace(model.config, head=dataclasses.replace(model.config.head, beta=1.5))
-    loss = model.train()(tensors["input_ids"], training_noise(tensors)).loss
+    model.head.settings = dataclasses.replace(model.head.settings, beta=1.5)
+    loss = model.train()(tensors["input_ids"], loss_noise(tensors)).loss
     assert float(loss) == pytest.approx(float(tensors["train_loss_beta1.5"]), rel=1e-5)
     loss.backward()
     norm = torch.stack([weight.grad.double().norm() for weight in model.parameters() if weight.grad is not None]).norm()
@@ -145,17 +126,17 @@ def test_loss_with_patches_left_out(official: Official) -> None:
     kept_BP = (tensors["masked_labels"] != -100).unflatten(1, (-1, K))[:, :, 0]
     kept_R = kept_BP[:, 1:].flatten()
     assert not kept_R.all()
-    noise = CalmNoise(tensors["head_noise"][:, kept_R], tensors["energy_eps"][:, kept_R])
+    noise = energy_noise(tensors["head_noise"][:, kept_R], tensors["energy_eps"][:, kept_R])
     loss = model.train()(tensors["input_ids"], noise, kept_BP=kept_BP).loss
     assert float(loss) == pytest.approx(float(tensors["masked_train_loss"]), rel=1e-5)
 
 
 def test_evaluation_loss_and_samples(official: Official) -> None:
     model, tensors = official
-    noise = CalmNoise(tensors["eval_head_noise"], tensors["energy_eps"])
-    terms, samples_NRZ = model.eval().score(tensors["input_ids"], noise)
-    assert float(-terms.score.mean()) == pytest.approx(float(tensors["eval_loss"]), rel=1e-5)
-    assert relative(samples_NRZ[:2], tensors["eval_latents_first2"]) < 1e-5
+    noise = loss_noise(tensors, "eval")
+    terms = model.eval().score(tensors["input_ids"], noise).terms
+    assert float(terms.loss_R.mean()) == pytest.approx(float(tensors["eval_loss"]), rel=1e-5)
+    assert relative(terms.samples_NRZ[:2], tensors["eval_latents_first2"]) < 1e-5
 
 
 def test_tokens_of_the_samples(official: Official) -> None:

@@ -16,9 +16,13 @@ SMALL = (
 )  # fmt: skip
 SMALL_CALM = (
     *SMALL, "model.type=calm", "model.autoencoder=unused", "model.patch_size=2", "model.latent_size=6",
-    "model.head.num_layers=2", "model.head.noise_size=5", "model.head.num_samples=4",
-    "model.head.num_target_samples=9",
+    "model.head.num_layers=2", "model.head.num_samples=4",
 )  # fmt: skip
+HEADS = {
+    "energy": ("model.head.noise_size=5", "model.head.num_target_samples=9"),
+    "diffusion": ("model.head.type=diffusion",),
+    "flow": ("model.head.type=flow",),
+}
 SMALL_AR = (*SMALL, "model.type=ar")
 
 
@@ -33,7 +37,11 @@ def preset() -> Callable[..., RunConfig]:
 @pytest.fixture
 def small_calm() -> Callable[..., RunConfig]:
     """A small CALM with settings."""
-    return lambda *settings, layers=3: read_for_plan([], [*SMALL_CALM, f"model.num_layers={layers}", *settings])
+
+    def read(*settings: str, layers: int = 3, head: str = "energy") -> RunConfig:
+        return read_for_plan([], [*SMALL_CALM, *HEADS[head], f"model.num_layers={layers}", *settings])
+
+    return read
 
 
 @pytest.fixture

@@ -6,7 +6,15 @@ import pytest
 from torch import nn
 
 from calm_megatron.config.files import load_run
-from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.config.schema import (
+    ArConfig,
+    AutoencoderConfig,
+    CalmConfig,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+)
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
@@ -29,11 +37,16 @@ def test_the_autoencoders_formula_counts_what_is_built() -> None:
 
 @pytest.mark.parametrize("source", ["tokens", "latents"])
 @pytest.mark.parametrize("groups", [None, 2])
-def test_calms_formula_counts_what_is_built(source: str, groups: int | None) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [EnergyHeadConfig(num_layers=2, noise_size=5), DiffusionHeadConfig(num_layers=2), FlowHeadConfig(num_layers=3)],
+    ids=lambda head: head.type,
+)
+def test_calms_formula_counts_what_is_built(source: str, groups: int | None, head: HeadConfig) -> None:
     config = CalmConfig(
         autoencoder="", vocab_size=77, patch_size=2, latent_size=6, input=source, num_layers=3, hidden_size=24,
         ffn_hidden_size=40, num_attention_heads=4, num_query_groups=groups,
-        head=EnergyHeadConfig(num_layers=2, noise_size=5),
+        head=head,
     )  # fmt: skip
     with one_rank():
         built = Calm(config, FrozenAutoencoder(Autoencoder(AUTOENCODER)))

@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
-from calm_megatron.model.calm import Calm, CalmNoise
+from calm_megatron.model.calm import Calm
+from calm_megatron.model.noise import KeyedNoise
 from calm_megatron.parallel.grid import Grid
+from calm_megatron.parallel.random_streams import RandomStreams
 from calm_megatron.plan.layers import LayerCost, layer_costs, layer_names
 
 AUTOENCODER = AutoencoderConfig(
@@ -22,6 +24,7 @@ BATCH = 2
 Run = Callable[..., RunConfig]
 
 sources = pytest.mark.parametrize("source", ["tokens", "latents"])
+heads = pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
 groups = pytest.mark.parametrize("groups", ["null", "2"])
 recomputations = pytest.mark.parametrize("recompute", ["none", "full"])
 
@@ -50,10 +53,11 @@ def parameters_by_layer(model: nn.Module, names: tuple[str, ...]) -> dict[str, i
     return found
 
 
+@heads
 @sources
 @groups
-def test_calms_layers_hold_what_is_built(source: str, groups: str, small_calm: Run, grid: Grid) -> None:
-    config = small_calm(f"model.input={source}", f"model.num_query_groups={groups}")
+def test_calms_layers_hold_what_is_built(head: str, source: str, groups: str, small_calm: Run, grid: Grid) -> None:
+    config = small_calm(f"model.input={source}", f"model.num_query_groups={groups}", head=head)
     counted = {cost.name: cost.parameters for cost in layer_costs(config)}
     assert counted == parameters_by_layer(calm(config), layer_names(config.model))
 
@@ -100,20 +104,21 @@ def planned_flops(config: RunConfig, costs: tuple[LayerCost, ...]) -> tuple[int,
     return BATCH * (forward + masked), BATCH * (step + times * masked)
 
 
+@heads
 @sources
 @groups
 @recomputations
 def test_flops_of_calm_are_those_that_torch_counts(
-    source: str, groups: str, recompute: str, small_calm: Run, grid: Grid
+    head: str, source: str, groups: str, recompute: str, small_calm: Run, grid: Grid
 ) -> None:
     config = small_calm(
-        f"model.input={source}", f"model.num_query_groups={groups}", f"train.recompute_granularity={recompute}"
+        f"model.input={source}",
+        f"model.num_query_groups={groups}",
+        f"train.recompute_granularity={recompute}",
+        head=head,
     )
-    model, head, predicted = calm(config), config.model.head, BATCH * 6
-    noise = CalmNoise(
-        torch.rand(head.num_samples, predicted, head.noise_size) - 0.5,
-        torch.randn(head.num_target_samples, predicted, 6),
-    )
+    model = calm(config)
+    noise = KeyedNoise(RandomStreams(1, torch.device("cpu")), "training", 0, range(BATCH), 6)
     ids_BT = torch.randint(77, (BATCH, 14))
     assert counted_flops(lambda: model(ids_BT, noise).loss) == planned_flops(config, layer_costs(config, AUTOENCODER))
 
@@ -128,9 +133,10 @@ def test_flops_of_the_baseline_are_those_that_torch_counts(
     assert counted_flops(lambda: model(ids_BT).loss) == planned_flops(config, layer_costs(config))
 
 
-def test_the_encoder_counts_where_it_works(small_calm: Run) -> None:
-    for source, where in (("tokens", {"head.output"}), ("latents", {"head.output", "patch_embedding"})):
-        config = small_calm(f"model.input={source}")
+@pytest.mark.parametrize(("head", "targets"), [("energy", "head.output"), ("flow", "head.input")])
+def test_the_encoder_counts_where_it_works(head: str, targets: str, small_calm: Run) -> None:
+    for source, where in (("tokens", {targets}), ("latents", {targets, "patch_embedding"})):
+        config = small_calm(f"model.input={source}", head=head)
         pairs = list(zip(layer_costs(config), layer_costs(config, AUTOENCODER), strict=True))
         more = {without.name: given.step_flops - without.step_flops for without, given in pairs}
         assert {name for name, flops in more.items() if flops} == where

@@ -29,19 +29,19 @@ from calm_megatron.config.schema import (
 from calm_megatron.data.loader import Batch
 from calm_megatron.model import names
 from calm_megatron.model.autoencoder import FrozenAutoencoder
-from calm_megatron.model.calm import Calm, CalmNoise, CalmTerms
+from calm_megatron.model.calm import Calm, CalmTerms
+from calm_megatron.model.heads.kinds import term_names
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 from calm_megatron.train.engine import Engine
 from calm_megatron.train.pipeline_engine import PipelineEngine
 from calm_megatron.train.task import own_layers
+from tests.official import loss_noise
 
 
 class GoldenTask:
     """The official weights, one micro-batch of the recorded tokens, and the recorded noise."""
-
-    term_names = ("loss", "energy/distance_samples", "energy/distance_targets")
 
     def __init__(self, checkpoint: Path, autoencoder: Path, parallel_config: ParallelConfig, grid: Grid) -> None:
         self.official, self.weights = read_official(checkpoint)
@@ -51,9 +51,11 @@ class GoldenTask:
         frozen.config = replace(frozen.config, round_embedding_to_bf16=True)
         self.frozen, self.grid = FrozenAutoencoder(frozen), grid
         ids_BT = self.recorded["input_ids"]
+        model = calm_config(self.official, str(autoencoder))
+        self.term_names = term_names(model.head)
         self.config = RunConfig(
             run=RunSection(directory="none is written"),
-            model=calm_config(self.official, str(autoencoder)),
+            model=model,
             data=DataConfig(data_path="none is read", seq_length=ids_BT.shape[1]),
             train=TrainConfig(train_iters=1, micro_batch_size=len(ids_BT), global_batch_size=len(ids_BT)),
             optimizer=OptimizerConfig(clip_grad=0.0),
@@ -76,8 +78,7 @@ class GoldenTask:
 
     def forward(self, module: Callable[..., Any], batch: Batch, step: int) -> CalmTerms | Tensor:
         """Terms of the recorded batch."""
-        noise = CalmNoise(self.recorded["head_noise"], self.recorded["energy_eps"])
-        result: CalmTerms | Tensor = module(batch.ids_BT, noise)
+        result: CalmTerms | Tensor = module(batch.ids_BT, loss_noise(self.recorded))
         return result
 
 

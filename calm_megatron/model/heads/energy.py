@@ -13,18 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_megatron.config.schema import CalmConfig
+from calm_megatron.config.errors import UserError
+from calm_megatron.config.schema import CalmConfig, EnergyHeadConfig
+from calm_megatron.losses.energy_score import energy_score
+from calm_megatron.model.heads.head import (
+    LAYER_NORM_EPSILON,
+    Head,
+    HeadTerms,
+    Posterior,
+    Runner,
+    holds_all,
+    run_at_once,
+)
+from calm_megatron.model.noise import Noise
 from calm_megatron.model.norms import LayerNorm
-
-LAYER_NORM_EPSILON = 1e-6
-
-Runner = Callable[..., Tensor]
-"""Calls a function with arguments."""
-
-
-def run_at_once(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """The plain call."""
-    return function(*arguments)
+from calm_megatron.parallel.tensor_ranks import TensorRanks
 
 
 class HeadInput(nn.Module):
@@ -90,26 +93,59 @@ class HeadOutput(nn.Module):
         return output
 
 
-class EnergyHead(nn.Module):
-    """Input, blocks and output as one sampler; a pipeline stage may hold some of them only."""
+class EnergyHead(Head):
+    """Trained by the energy score of its samples, drawn in one step."""
 
-    def __init__(self, config: CalmConfig, holds: Callable[[str], bool] = lambda layer: True) -> None:
-        super().__init__()
-        H, head = config.hidden_size, config.head
-        self.noise_size = head.noise_size
-        self.input = HeadInput(H, head.noise_size) if holds("head.input") else None
-        self.blocks = nn.ModuleDict(
-            {str(number): HeadBlock(H) for number in range(head.num_layers) if holds(f"head.blocks.{number}")}
+    part_names = ("energy/distance_samples", "energy/distance_targets")
+    loss_has_samples = True
+
+    def __init__(
+        self, config: CalmConfig, ranks: TensorRanks | None = None, holds: Callable[[str], bool] = holds_all
+    ) -> None:
+        head, H = config.head, config.hidden_size
+        assert isinstance(head, EnergyHeadConfig)
+        super().__init__(
+            config,
+            ranks or TensorRanks(),
+            HeadInput(H, head.noise_size) if holds("head.input") else None,
+            {str(number): HeadBlock(H) for number in range(head.num_layers) if holds(f"head.blocks.{number}")},
+            HeadOutput(H, config.latent_size) if holds("head.output") else None,
         )
-        self.output = HeadOutput(H, config.latent_size) if holds("head.output") else None
+        self.settings = head
 
-    @property
-    def is_here(self) -> bool:
-        """Whether this stage holds any part of the head."""
-        return self.input is not None or len(self.blocks) > 0 or self.output is not None
+    def loss(self, state: Tensor, posterior: Posterior, noise: Noise, run: Runner = run_at_once) -> HeadTerms | Tensor:
+        """The negative energy score of N samples against M of the posterior; between stages x and y go on."""
+        own_noise_NRn = None
+        if self.input is not None:
+            # Each tensor rank draws its share of the samples with its copy of the head: samples travel, no activations.
+            own_noise_NRn = self.ranks.own_rows(self.noise(noise, self.settings.num_samples))
+        latents = self.latents(state, own_noise_NRn, run)
+        if self.output is None:
+            return latents
+        samples_NRZ = self.ranks.gather_samples(latents)
+        mean_RZ, log_std_RZ = posterior()
+        target_noise_MRZ = noise.normal("target", self.settings.num_target_samples, self.config.latent_size)
+        terms = energy_score(samples_NRZ, mean_RZ, log_std_RZ, target_noise_MRZ, self.settings.beta)
+        parts = dict(zip(self.part_names, (terms.spread, terms.distance), strict=True))
+        return HeadTerms(-terms.score, parts, samples_NRZ)
 
-    def sample(self, hidden_RH: Tensor, noise_NRn: Tensor | None, run: Runner = run_at_once) -> Tensor:
-        """N samples (N, R, Z) of the vector after each of R hidden states.
+    def sample(self, hidden_RH: Tensor, noise: Noise, count: int, steps: int | None = None) -> Tensor:
+        """Samples (count, R, Z)."""
+        self.demand_steps(steps)
+        return self.latents(hidden_RH, self.noise(noise, count))
+
+    def demand_steps(self, steps: int | None) -> int:
+        """One."""
+        if steps not in (None, 1):
+            raise UserError(f"an energy head samples in one step, not in {steps}", "sampling steps", "leave them out")
+        return 1
+
+    def noise(self, noise: Noise, count: int) -> Tensor:
+        """U[-0.5, 0.5) that `latents` takes, (count, R, n)."""
+        return noise.uniform("head", count, self.settings.noise_size) - 0.5
+
+    def latents(self, hidden_RH: Tensor, noise_NRn: Tensor | None, run: Runner = run_at_once) -> Tensor:
+        """The sample (N, R, Z) that each noise makes of the hidden state.
 
         Args:
             hidden_RH: hidden states; x and y (N + 1, R, H) from the stage before, where that holds the head's input.
@@ -123,10 +159,18 @@ class EnergyHead(nn.Module):
             x_NRH, y_RH = hidden_RH[:-1], hidden_RH[-1]
         else:
             assert noise_NRn is not None
-            x_NRH, y_RH = self.input(hidden_RH, noise_NRn.to(hidden_RH.dtype))
+            x_NRH, y_RH = self.input(hidden_RH, noise_NRn.to(hidden_RH))
         for block in self.blocks.values():
             x_NRH = run(block, x_NRH, y_RH)
         if self.output is None:
             return torch.cat([x_NRH, y_RH.unsqueeze(0)])
         samples_NRZ: Tensor = self.output(x_NRH)
         return samples_NRZ
+
+    def zero_weights(self) -> tuple[str, ...]:
+        """The last layer's."""
+        return ("output.linear_out.weight",) if self.output is not None else ()
+
+    def xavier_weights(self) -> tuple[str, ...]:
+        """None."""
+        return ()
