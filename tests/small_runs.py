@@ -25,11 +25,13 @@ TRAINED_AUTOENCODER = [
     "train.train_iters=150",
     "optimizer.lr_decay_iters=150",
 ]
-CALM = [
+ANY_CALM = [
     *COMMON, "model.type=calm", "model.latent_size=16", "model.num_layers=2", "model.num_attention_heads=4",
     "model.num_query_groups=2", "model.head.num_layers=2", "model.head.num_samples=4",
-    "model.head.num_target_samples=10",
 ]  # fmt: skip
+CALM = [*ANY_CALM, "model.head.num_target_samples=10"]
+DIFFUSION = [*ANY_CALM, "model.head.type=diffusion", "model.head.num_sampling_steps=10"]
+FLOW = [*ANY_CALM, "model.head.type=flow", "model.head.num_sampling_steps=4"]
 AR = [
     *COMMON, "model.type=ar", "model.patch_size=1", "model.num_layers=2", "model.num_attention_heads=4",
     "model.num_query_groups=2",

@@ -12,12 +12,14 @@ COLUMNS = (
     ("loss", "loss"),
     ("energy/distance_targets", "target"),
     ("energy/distance_samples", "spread"),
+    ("diffusion/noise_error", "noise"),
+    ("diffusion/variational_bound", "bound"),
     ("autoencoder/cross_entropy", "ce"),
     ("autoencoder/kl", "kl"),
     ("grad_norm", "grad"),
 )
 """Values that get a column, with its label: `target` is the distance of the samples to the target, `spread` that among
-the samples, `ce` the cross-entropy. All other values are in the log and in TensorBoard."""
+the samples, `noise` and `bound` are the parts of a diffusion head's loss, `ce` the cross-entropy. All other values are in the log and in TensorBoard."""
 
 
 def step_line(record: Record, train_iters: int) -> str:

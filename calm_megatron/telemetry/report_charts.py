@@ -37,14 +37,37 @@ def autoencoder(run: RunFolder) -> list[Chart]:
 
 
 def calm(run: RunFolder) -> list[Chart]:
-    """Energy loss and its terms."""
+    """The head's loss and its terms."""
     if run.log is None:
         return []
-    names = {"energy/distance_targets": "to the target", "energy/distance_samples": "among samples"}
-    return [
-        *_loss(run, run.log, "Energy loss", "Negative energy score; lower is better."),
-        *_terms(run, run.log, "Terms of the energy score", "Distances in latent space.", names),
-    ]
+    loss, note, terms, terms_note, names = _HEADS[(run.setting("model", "head") or {}).get("type", "energy")]
+    return [*_loss(run, run.log, loss, note), *_terms(run, run.log, terms, terms_note, names)]
+
+
+_HEADS = {
+    "energy": (
+        "Energy loss",
+        "Negative energy score; lower is better.",
+        "Terms of the energy score",
+        "Distances in latent space.",
+        {"energy/distance_targets": "to the target", "energy/distance_samples": "among samples"},
+    ),
+    "diffusion": (
+        "Diffusion loss",
+        "Squared error of the noise, and the bound.",
+        "Terms of the diffusion loss",
+        "A head that says nothing has a squared error of one.",
+        {"diffusion/noise_error": "squared error", "diffusion/variational_bound": "bound, bits a dimension"},
+    ),
+    "flow": (
+        "Flow-matching loss",
+        "Squared error of the velocity.",
+        "Velocities",
+        "Their mean square is the loss of a head that says nothing.",
+        {"flow/velocity_square": "mean square", "loss": "squared error"},
+    ),
+}
+"""By head: title and note of the chart of the loss and of that of its terms, and the labels of these."""
 
 
 def pace(run: RunFolder) -> list[Chart]:

@@ -27,8 +27,11 @@ MODELS = {
 def run(model: str, settings: dict[str, Any]) -> RunConfig:
     tree: dict[str, Any] = {name: dict(section) for name, section in COMMON.items()} | {"model": dict(MODELS[model])}
     for name, value in settings.items():
-        section, key = name.split(".")
-        tree.setdefault(section, {})[key] = value
+        *sections, key = name.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
     return parse_run(tree, "a test")
 
 
@@ -153,6 +156,18 @@ CONTRADICTIONS = [
         ["exponential needs optimizer.min_lr above 0"],
     ),
     ("calm", {"evaluation.brier_pairs": 5}, ["brier_pairs = 5 needs 10 samples, model.head.num_samples = 8"]),
+    ("calm", {"evaluation.sampling_steps": 10}, ["no effect with an energy head, which samples in one step"]),
+    ("ae", {"evaluation.sampling_steps": 10}, ["no effect with a model of type 'autoencoder'"]),
+    (
+        "calm",
+        {"model.head.type": "diffusion", "evaluation.sampling_steps": 1},
+        ["evaluation.sampling_steps = 1: a diffusion head samples in 2 to 1000 steps"],
+    ),
+    (
+        "calm",
+        {"model.head.type": "flow", "evaluation.sampling_steps": 1001},
+        ["evaluation.sampling_steps = 1001: a flow head samples in 1 to 1000 steps"],
+    ),
     ("ae", {"train.precision": "bf16"}, ["would sum gradients in bf16", "use parallel.zero_stage=1"]),
 ]
 

@@ -9,7 +9,14 @@ import pytest
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run, parse_run, setting_names, to_tree, to_yaml
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import (
+    AutoencoderConfig,
+    CalmConfig,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    RunConfig,
+)
 
 AUTOENCODER = """
 run: {directory: runs/ae}
@@ -30,6 +37,9 @@ model:
 data: {data_path: corpus, seq_length: 64}
 train: {train_iters: 10}
 """
+
+
+FLOW = CALM.replace("  num_layers: 2\n", "  num_layers: 2\n  head: {type: flow}\n")
 
 
 @pytest.fixture
@@ -54,6 +64,20 @@ def refusal(load: Any, *texts: str, overrides: tuple[str, ...] = ()) -> str:
 def test_the_type_of_the_model_decides_its_class(load: Any) -> None:
     assert isinstance(load(AUTOENCODER).model, AutoencoderConfig)
     assert isinstance(load(CALM).model, CalmConfig)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"), [("energy", EnergyHeadConfig), ("diffusion", DiffusionHeadConfig), ("flow", FlowHeadConfig)]
+)
+def test_the_type_of_the_head_decides_its_class(load: Any, head: str, kind: type) -> None:
+    config = load(FLOW.replace("flow", head))
+    assert config.model.head == kind()
+    assert load(to_yaml(config)) == config
+
+
+def test_the_usual_head_is_the_energy_head(load: Any) -> None:
+    assert load(CALM).model.head == EnergyHeadConfig()
+    assert load(CALM, overrides=("model.head.num_layers=2",)).model.head == EnergyHeadConfig(num_layers=2)
 
 
 def test_files_that_speak_of_different_things_make_one_run(load: Any) -> None:
@@ -143,6 +167,10 @@ UNKNOWN = [
     # Settings of the other kind of model, one of which bears the name of a kind.
     (AUTOENCODER, "model.num_layers=2", "for a model of type 'autoencoder'; did you mean 'model.num_encoder_layers'?"),
     (AUTOENCODER, "model.autoencoder=x", "there is no setting 'model.autoencoder' for a model of type 'autoencoder'"),
+    # Settings of other heads.
+    (CALM, "model.head.num_sampling_steps=9", "'model.head.num_sampling_steps' for a head of type 'energy'; did you mean"),
+    (FLOW, "model.head.noise_size=9", "there is no setting 'model.head.noise_size' for a head of type 'flow'"),
+    (FLOW, "model.head.beta=1.5", "there is no setting 'model.head.beta' for a head of type 'flow'"),
     (CALM, "model.kl_clamp=0.1", "there is no setting 'model.kl_clamp' for a model of type 'calm'"),
 ]
 
@@ -177,6 +205,8 @@ WRONG_VALUES = [
     (CALM, "model.head.num_samples=1", "greater than or equal to 2"),
     (AUTOENCODER, "optimizer.lr_decay_style=cosin", "'cosine' or 'WSD'; did you mean 'cosine'?"),
     (CALM, "model.input=token", "did you mean 'tokens'?"),
+    (CALM, "model.head.type=flaw", "tags: 'energy', 'diffusion', 'flow'; did you mean 'flow'?"),
+    (FLOW, "model.head.num_sampling_steps=1001", "'model.head.num_sampling_steps' cannot be 1001"),
     (AUTOENCODER, "model.type=clam", "expected tags: 'autoencoder', 'calm', 'ar'; did you mean 'calm'?"),
     (AUTOENCODER, "train.rampup_batch_size=[1, 2]", "'train.rampup_batch_size.2' is required"),
     (AUTOENCODER, "run.directory.x=3", "'run.directory.x' needs 'directory' to be a section, but it holds 'runs/ae'"),

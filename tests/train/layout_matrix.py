@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.small_runs import AR, CALM, TRAINED_AUTOENCODER, settings
+from tests.small_runs import AR, CALM, DIFFUSION, FLOW, TRAINED_AUTOENCODER, settings
 
-CALM_IN_8_HEADS = [*CALM, "model.num_attention_heads=8", "model.num_query_groups=4"]
+_IN_8_HEADS = ["model.num_attention_heads=8", "model.num_query_groups=4"]
 """Eight heads in four groups divide among four tensor ranks."""
 BASES = {
-    "calm": CALM_IN_8_HEADS,
-    "calm_k2": [*CALM_IN_8_HEADS, "model.patch_size=2"],
-    "ar": [*AR, "model.num_attention_heads=8", "model.num_query_groups=4"],
+    "calm": [*CALM, *_IN_8_HEADS],
+    "calm_k2": [*CALM, *_IN_8_HEADS, "model.patch_size=2"],
+    "diffusion": [*DIFFUSION, *_IN_8_HEADS],
+    "flow": [*FLOW, *_IN_8_HEADS],
+    "ar": [*AR, *_IN_8_HEADS],
 }
 
 
@@ -94,6 +96,10 @@ QUICK = (
     Layout("calm_k2", tensor=2, pipe=2, sequence_parallel=True, micro_batch=4),
     Layout(tensor=2, pipe=2, sequence_parallel=True, zero=1, precision="bf16", micro_batch=4),
     Layout(pipe=2, data=2, zero=1, precision="fp16"),
+    Layout("diffusion", tensor=2, pipe=2, sequence_parallel=True, zero=1, recompute=True, micro_batch=4),
+    Layout("diffusion", tensor=2, data=2, zero=3),
+    Layout("flow", pipe=4, micro_batch=1),
+    Layout("flow", tensor=4, sequence_parallel=True, precision="bf16"),
 )
 """Each kind once that golden figures and test_layouts.py do not hold in another way; the whole matrix has the rest."""
 
@@ -115,7 +121,7 @@ def every_layout() -> Iterator[Layout]:
                     recompute=recompute,
                     micro_batch=micro_batch,
                 )
-        for model in ("ar", "calm_k2"):
+        for model in ("ar", "calm_k2", "diffusion", "flow"):
             yield replace(place, model=model, sequence_parallel=tensor > 1, zero=1)
         for precision in ("bf16", "fp16"):
             yield replace(place, sequence_parallel=tensor > 1, zero=1, precision=precision)
