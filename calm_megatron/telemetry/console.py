@@ -19,7 +19,8 @@ COLUMNS = (
     ("grad_norm", "grad"),
 )
 """Values that get a column, with its label: `target` is the distance of the samples to the target, `spread` that among
-the samples, `noise` and `bound` are the parts of a diffusion head's loss, `ce` the cross-entropy. All other values are in the log and in TensorBoard."""
+the samples, `noise` and `bound` are the parts of a diffusion loss, `ce` the cross-entropy. All other values are in the
+log and in TensorBoard."""
 
 
 def step_line(record: Record, train_iters: int) -> str:

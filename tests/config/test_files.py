@@ -168,7 +168,11 @@ UNKNOWN = [
     (AUTOENCODER, "model.num_layers=2", "for a model of type 'autoencoder'; did you mean 'model.num_encoder_layers'?"),
     (AUTOENCODER, "model.autoencoder=x", "there is no setting 'model.autoencoder' for a model of type 'autoencoder'"),
     # Settings of other heads.
-    (CALM, "model.head.num_sampling_steps=9", "'model.head.num_sampling_steps' for a head of type 'energy'; did you mean"),
+    (
+        CALM,
+        "model.head.num_sampling_steps=9",
+        "'model.head.num_sampling_steps' for a head of type 'energy'; did you mean",
+    ),
     (FLOW, "model.head.noise_size=9", "there is no setting 'model.head.noise_size' for a head of type 'flow'"),
     (FLOW, "model.head.beta=1.5", "there is no setting 'model.head.beta' for a head of type 'flow'"),
     (CALM, "model.kl_clamp=0.1", "there is no setting 'model.kl_clamp' for a model of type 'calm'"),

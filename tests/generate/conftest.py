@@ -5,7 +5,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.config.schema import (
+    AutoencoderConfig,
+    CalmConfig,
+    DiffusionHeadConfig,
+    EnergyHeadConfig,
+    FlowHeadConfig,
+    HeadConfig,
+)
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.model.initialise import initialise
@@ -19,6 +26,26 @@ NEVER = 9
 
 @pytest.fixture(scope="session")
 def model() -> Iterator[Calm]:
+    """With the energy head."""
+    with one_rank():
+        yield built(EnergyHeadConfig(num_layers=2, noise_size=16))
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        DiffusionHeadConfig(num_layers=2, num_sampling_steps=4),
+        FlowHeadConfig(num_layers=2, num_sampling_steps=3),
+    ],
+    ids=lambda head: head.type,
+)
+def stepwise_model(request: pytest.FixtureRequest) -> Iterator[Calm]:
+    """With a head that samples in several steps."""
+    with one_rank():
+        yield built(request.param)
+
+
+def built(head: HeadConfig) -> Calm:
     """Random weights with a wide standard deviation: each patch has many outcomes, some of them frequent."""
     config = CalmConfig(
         autoencoder="in memory",
@@ -31,7 +58,7 @@ def model() -> Iterator[Calm]:
         ffn_hidden_size=64,
         num_attention_heads=4,
         num_query_groups=2,
-        head=EnergyHeadConfig(num_layers=2, noise_size=16),
+        head=head,
     )
     autoencoder = Autoencoder(
         AutoencoderConfig(
@@ -42,7 +69,6 @@ def model() -> Iterator[Calm]:
     with torch.no_grad():
         # A logit of 0 is the largest of twelve only when all others are negative.
         autoencoder.encoder.embed_tokens.weight[NEVER].zero_()
-    with one_rank():
-        calm = Calm(config, FrozenAutoencoder(autoencoder))
-        initialise(calm, seed=5, std=0.3)
-        yield calm.eval()
+    calm = Calm(config, FrozenAutoencoder(autoencoder))
+    initialise(calm, seed=5, std=0.3)
+    return calm.eval()

@@ -1,6 +1,7 @@
 """The diffusion's tables and its bound against closed forms."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from calm_megatron.losses.gaussian_diffusion import (
 def test_the_signal_falls_from_all_to_nothing() -> None:
     abar = cosine_abar()
     assert len(abar) == 1000
-    assert all(later < earlier for earlier, later in zip(abar, abar[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(abar))
     assert abar[0] > 0.9999 and abar[-1] < 1e-6
     assert abar[499] == pytest.approx(math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2, rel=1e-3)
 

@@ -1,7 +1,7 @@
 """Ranks of the golden layout tests: loss and gradients of the official weights, the latter saved as a checkpoint.
 
-Usage: torchrun ... golden_worker.py CHECKPOINT AUTOENCODER JOBS.json, with a list of
-{"output": folder, "tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
+Usage: torchrun ... golden_worker.py JOBS.json, with a list of {"checkpoint": folder, "autoencoder": folder,
+"output": folder, "tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
 """
 
 import json
@@ -108,7 +108,7 @@ class GradientEngine:
         store.finish()
 
 
-def run(checkpoint: Path, autoencoder: Path, job: dict[str, Any]) -> None:
+def run(job: dict[str, Any]) -> None:
     """One step of one layout."""
     grid = parallel.start(5, job["tensor"], job["pipe"])
     layout = ParallelConfig(
@@ -116,7 +116,7 @@ def run(checkpoint: Path, autoencoder: Path, job: dict[str, Any]) -> None:
         pipeline_model_parallel_size=job["pipe"],
         sequence_parallel=job["sequence_parallel"],
     )
-    task = GoldenTask(checkpoint, autoencoder, layout, grid)
+    task = GoldenTask(Path(job["checkpoint"]), Path(job["autoencoder"]), layout, grid)
     engine = (PipelineEngine if job["pipe"] > 1 else Engine)(task, task.config, grid)  # type: ignore[arg-type]
     gradients = GradientEngine(engine)
     ids_BT = task.recorded["input_ids"]
@@ -129,9 +129,8 @@ def run(checkpoint: Path, autoencoder: Path, job: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the jobs in their order."""
-    checkpoint, autoencoder, jobs = map(Path, sys.argv[1:])
-    for job in json.loads(jobs.read_text()):
-        run(checkpoint, autoencoder, job)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run(job)
     parallel.stop()
 
 

@@ -1,4 +1,4 @@
-"""The official energy model on tensor ranks and pipeline stages gives the official loss and gradients."""
+"""The official models on tensor ranks and pipeline stages give the official losses and gradients."""
 
 import json
 from collections.abc import Callable
@@ -9,16 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from calm_megatron.checkpoint.load import find_checkpoint, whole_weights
-from calm_megatron.config.schema import CalmConfig
+from calm_megatron.checkpoint.official_format import calm_config, read_official
 from calm_megatron.model import names
+from tests.official import AUTOENCODERS
 from tests.small_runs import ROOT
 from tests.train.launches import Program, launch
 
 WORKER = ROOT / "tests" / "train" / "golden_worker.py"
-CONFIG = CalmConfig(
-    autoencoder="", vocab_size=512, num_layers=4, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4,
-    num_query_groups=2,
-)  # fmt: skip
 LAYOUTS = {
     "tp2": {"tensor": 2, "pipe": 1, "sequence_parallel": False},
     "tp2_sp": {"tensor": 2, "pipe": 1, "sequence_parallel": True},
@@ -27,6 +24,11 @@ LAYOUTS = {
     "tp2_pp2_sp": {"tensor": 2, "pipe": 2, "sequence_parallel": True},
     "pp4": {"tensor": 1, "pipe": 4, "sequence_parallel": False},
 }
+CASES = [
+    *(("energy", layout) for layout in LAYOUTS),
+    # Their recorded sequences have five patches, which sequence parallelism cannot share.
+    *((model, layout) for model in ("diffusion", "flow") for layout in ("tp2_pp2", "pp4")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +37,35 @@ def steps(
     golden: Callable[[str], Path],
     program: Program,
 ) -> Path:
-    """Folder with loss and gradients of each layout; a launch for two ranks and one for four."""
+    """Folder with loss and gradients of each case; a launch for two ranks and one for four."""
     folder = tmp_path_factory.mktemp("golden")
     for ranks in (2, 4):
-        wanted = {name: layout for name, layout in LAYOUTS.items() if layout["tensor"] * layout["pipe"] == ranks}
-        jobs = [{"output": str(folder / name), **layout} for name, layout in wanted.items()]
-        recorded = [golden("energy"), golden("ae")]
-        launch(program, WORKER, folder / f"jobs_{ranks}.json", jobs, ranks, words=recorded, timeout=300)
+        jobs = [
+            {
+                "checkpoint": str(golden(model)),
+                "autoencoder": str(golden(AUTOENCODERS[model])),
+                "output": str(folder / model / layout),
+                **LAYOUTS[layout],
+            }
+            for model, layout in CASES
+            if LAYOUTS[layout]["tensor"] * LAYOUTS[layout]["pipe"] == ranks
+        ]
+        launch(program, WORKER, folder / f"jobs_{ranks}.json", jobs, ranks, timeout=300)
     return folder
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("model", "layout"), CASES)
 def test_a_layout_gives_the_official_loss_and_gradients(
-    steps: Path, golden: Callable[[str], Path], layout: str
+    steps: Path, golden: Callable[[str], Path], model: str, layout: str
 ) -> None:
-    recorded = load_file(golden("energy") / "io.safetensors")
-    loss = json.loads((steps / layout / "loss.json").read_text())
+    recorded = load_file(golden(model) / "io.safetensors")
+    config = calm_config(read_official(golden(model))[0], "")
+    loss = json.loads((steps / model / layout / "loss.json").read_text())
     assert loss == pytest.approx(recorded["train_loss"].item(), rel=1e-5)
     compared = set()
-    for name, gradient in whole_weights(find_checkpoint(steps / layout)).items():
+    for name, gradient in whole_weights(find_checkpoint(steps / model / layout)).items():
         entry, officials = names.entry_of(name)
-        for official, part in zip(officials, names.split(gradient, entry.join, CONFIG), strict=True):
+        for official, part in zip(officials, names.split(gradient, entry.join, config), strict=True):
             norm = recorded[f"gradnorm/{official}"].item()
             assert part.double().norm().item() == pytest.approx(norm, rel=1e-4), official
             if f"grad/{official}" in recorded:
