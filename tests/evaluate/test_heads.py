@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from calm_megatron.checkpoint.load import saved_config
+from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import (
     AutoencoderConfig,
     CalmConfig,
@@ -24,6 +25,7 @@ from calm_megatron.model.initialise import initialise
 from calm_megatron.model.noise import KeyedNoise, NoiseOfRows
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
+from calm_megatron.train.evaluation import EvaluationRequest, evaluate_run
 
 SEED, K, P = 5, 4, 8
 HEADS = {
@@ -118,3 +120,10 @@ def test_steps_and_pairs_are_settings(model: Calm, validate: Validate) -> None:
     assert scores.loss == usual.loss and scores.brier != usual.brier
     # More samples than the loss has are no matter: they are drawn for themselves.
     assert validate(brier_pairs=4).brier != usual.brier
+
+
+def test_steps_are_refused_where_there_is_one(runs: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.sampling_steps has no effect with an energy head"):
+        evaluate_run(EvaluationRequest(model=runs / "calm", sampling_steps=3))
+    with pytest.raises(UserError, match="sampling_steps is 0"):
+        EvaluationRequest(model=runs / "calm", sampling_steps=0)

@@ -45,6 +45,8 @@ QUICK = (
     Move(layout(), layout(data=2, zero=2, micro_batch=2)),
     Move(layout(tensor=2, zero=1, precision="bf16"), layout(pipe=2, zero=1, precision="bf16")),
     Move(layout(model="ar", data=2, zero=3), layout(model="ar", pipe=2, zero=1)),
+    Move(layout(model="diffusion", pipe=2, zero=1), layout(model="diffusion", tensor=2, sp=True, zero=2)),
+    Move(layout(model="flow", data=2, zero=3), layout(model="flow", pipe=2, zero=1)),
 )
 EIGHT = layout(tensor=2, pipe=2, data=2, zero=1)
 MORE = (
