@@ -30,6 +30,7 @@ EXTRAS = {
     # megatron-core takes its fused parts where it finds them; the bounds are its own. APEX is no package on PyPI: it is
     # built from its source (see its README), and nothing here needs it.
     "gpu": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
+    "hf": ["transformers>=4.48"],
     "slurm": ["submitit>=1.5"],
     "dev": ["mypy>=2.4", "pre-commit>=4", "pytest>=9", "pytest-timeout>=2.4", "ruff>=0.17", "types-PyYAML"],
 }

@@ -24,6 +24,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--split", choices=("train", "valid", "test"), default="valid", help="of the run's data (default: valid)")
     add("--eval-iters", type=int, default=0, metavar="N", help="first N global batches only (default: 0, all)")
     add("--micro-batch-size", type=int, metavar="B", help="sequences at once (default: that of the run)")
+    add(
+        "--rollout-positions",
+        type=int,
+        metavar="W",
+        help="of a baseline or a CALM with K < 4: places a sequence for BrierLM (default: that of the run)",
+    )
     add("--seed", type=int, help="of all draws (default: that of the run)")
     add("--sampling-steps", type=int, metavar="S", help="of a diffusion or flow head (default: that of the run)")
     add("--baselines", action="store_true", help="of a CALM: score an untrained model and a unigram sampler, too")

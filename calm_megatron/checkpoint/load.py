@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from calm_megatron.checkpoint import manifest
@@ -67,6 +68,23 @@ def load_ar_baseline(path: str | Path) -> ArBaseline:
     model = ArBaseline(_model_config(checkpoint, ArConfig, "a baseline"))
     _load_weights(model, checkpoint)
     return model.eval()
+
+
+def load_generator(path: str | Path, autoencoder: str | None, device: torch.device) -> Calm | ArBaseline:
+    """A model that writes text, in fp32 and evaluation mode; needs process groups (parallel.grid).
+
+    Args:
+        path: run folder or checkpoint of a CALM or a baseline.
+        autoencoder: of a CALM: where its autoencoder is now; none means where it was when the run was trained.
+        device: to put it on.
+    """
+    if isinstance(saved_config(path).model, ArConfig):
+        if autoencoder is not None:
+            raise UserError("a model of type 'ar' has no autoencoder", str(path), "leave --autoencoder out")
+        return load_ar_baseline(path).to(device)
+    calm = load_calm(path, autoencoder).to(device)
+    calm.autoencoder.to(device, torch.float32)
+    return calm
 
 
 def _model_config(checkpoint: Path, kind: type[Kind], name: str) -> Kind:

@@ -17,12 +17,16 @@ from calm_megatron.config.schema import (
     RunConfig,
 )
 
+_SCORED_TOKENS = 4
+"""Longest run of tokens that BrierLM scores."""
+
 
 def check(config: RunConfig) -> None:
     """Raise a `UserError` that lists every contradiction within the config."""
     problems = [
         *_model(config),
         *_data(config),
+        *_rollout(config),
         *_batches(config),
         *_schedule(config),
         *_precision(config),
@@ -107,6 +111,27 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "data.train_data_path needs data.valid_data_path beside it"
     if data.data_path:
         yield from _split(data.split)
+
+
+def _rollout(config: RunConfig) -> Iterator[str]:
+    places, patch_size = config.evaluation.rollout_positions, config.model.patch_size
+    name = f"evaluation.rollout_positions = {places}"
+    if not places:
+        return
+    if isinstance(config.model, AutoencoderConfig):
+        yield f"{name} has no effect on an autoencoder; leave it out"
+    elif patch_size >= _SCORED_TOKENS:
+        yield f"{name} has no effect with model.patch_size = {patch_size}: a patch holds all four tokens; set it to 0"
+    else:
+        patches = 2 + -(-_SCORED_TOKENS // patch_size)
+        if config.data.seq_length < patches * patch_size:
+            yield f"{name} needs sequences of {patches} patches or more: data.seq_length = {patches * patch_size}"
+        if config.parallel.pipeline_model_parallel_size > 1:
+            yield (
+                f"{name} with parallel.pipeline_model_parallel_size = {config.parallel.pipeline_model_parallel_size}: "
+                "each of its steps needs the tokens of the step before at the first stage, so stages would wait for "
+                "each other; set it to 0, and score checkpoints by tools/evaluate.py --rollout-positions"
+            )
 
 
 def _split(split: str) -> Iterator[str]:

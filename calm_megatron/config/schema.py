@@ -306,6 +306,11 @@ class EvaluationConfig(Section):
     brier_pairs: PositiveInt = 1
     """CALM: disjoint pairs of samples that BrierLM averages; 1 as in the official code, more for less noise. With the
     energy head they are of its N samples."""
+    rollout_positions: NonNegativeInt = 0
+    """Baseline, and CALM with K < 4: places in each sequence from which BrierLM's four tokens are drawn step by step.
+
+    0 gives no BrierLM. For its cost see docs/evaluation.md.
+    """
     sampling_steps: PositiveInt | None = None
     """Diffusion and flow head: steps to a sample here; none means `model.head.num_sampling_steps`."""
     noise_sigmas: tuple[NonNegativeFloat, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)

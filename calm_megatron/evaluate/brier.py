@@ -56,10 +56,13 @@ def brier_terms(first_RK: Tensor, second_RK: Tensor, target_RK: Tensor, orders: 
             f"evaluate a model with a patch size of {orders} or more",
         )
 
-    def equal_so_far(left_RK: Tensor, right_RK: Tensor) -> Tensor:
-        return (left_RK == right_RK)[:, :orders].float().cumprod(dim=1)
+    first_RO, second_RO, target_RO = (tokens[:, :orders] for tokens in (first_RK, second_RK, target_RK))
+    return equal_so_far(first_RO, target_RO) + equal_so_far(second_RO, target_RO) - equal_so_far(first_RO, second_RO)
 
-    return equal_so_far(first_RK, target_RK) + equal_so_far(second_RK, target_RK) - equal_so_far(first_RK, second_RK)
+
+def equal_so_far(left: Tensor, right: Tensor) -> Tensor:
+    """1 where two runs of tokens, along the last axis, agree up to here, else 0; float32."""
+    return (left == right).float().cumprod(dim=-1)
 
 
 def brierlm(brier_O: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,8 @@ from calm_megatron.config.schema import EvaluationConfig
 from calm_megatron.data.loader import Batch, evaluation_batches
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
-from calm_megatron.evaluate.sampler import sampler_of
+from calm_megatron.evaluate.lent_head import lent_head
+from calm_megatron.evaluate.rollout import choose_places, roll_out, steps_of
 from calm_megatron.losses.reconstruction import reconstruction_loss
 from calm_megatron.model.autoencoder import Autoencoder
 from calm_megatron.model.calm import Calm
@@ -76,7 +77,7 @@ class CalmScores:
     """What the loss is made of, by the names that the head gives it."""
     patches: int
     brier: BrierScore | None
-    """None for K < 4, where one vector holds too few tokens."""
+    """None for K < 4, where one vector holds too few tokens, unless they are rolled out."""
 
 
 @torch.no_grad()
@@ -129,7 +130,8 @@ def validate_calm(
 ) -> CalmScores:
     """The head's loss, and BrierLM from a pair of samples of each patch, or the mean of several disjoint pairs.
 
-    Samples that the loss is made of serve for the pairs; for another loss they are drawn.
+    Samples that the loss is made of serve for the pairs; for another loss they are drawn. For K < 4 BrierLM is rolled
+    out from as many places as the config says, with draws of its own.
     """
     config, draws = model.config, 2 * evaluation.brier_pairs
     K, device, stages = config.patch_size, plan.grid.device, plan.grid.stages
@@ -137,7 +139,7 @@ def validate_calm(
     accumulator = BrierAccumulator(known, device=device)
     names = type(model.head).part_names
     sums = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
-    sampler = sampler_of(model, stages) if K >= ORDERS else None
+    sampler = lent_head(model, stages) if K >= ORDERS else None
     for batch in plan.batches():
         ids_BT = batch.ids_BT.to(device)
         sequences, patches = batch.sequence_ids_B.tolist(), ids_BT.shape[1] // K - 1
@@ -162,12 +164,36 @@ def validate_calm(
             pairs = zip(drawn_NRK[::2], drawn_NRK[1::2], strict=True)
             terms_RO = torch.stack([brier_terms(first, second, target_RK) for first, second in pairs]).mean(dim=0)
             accumulator.add(terms_RO, rows_R)
+        if K < ORDERS and evaluation.rollout_positions:
+            terms_BWO = _rolled_terms(model, plan, batch, documents_BP, evaluation)
+            rows_R = batch.sequence_ids_B.to(device).repeat_interleave(terms_BWO.shape[1])
+            accumulator.add(terms_BWO.flatten(0, 1), rows_R)
     plan.total(sums)
     plan.total(accumulator.state_SC)
     loss, *parts_sums, patches = sums.tolist()
-    brier = accumulator.score(evaluation.confidence) if K >= ORDERS else None
+    brier = accumulator.score(evaluation.confidence) if K >= ORDERS or evaluation.rollout_positions else None
     means = {name: part / patches for name, part in zip(names, parts_sums, strict=True)}
     return CalmScores(loss / patches, means, int(patches), brier)
+
+
+def _rolled_terms(
+    model: Calm, plan: EvaluationPlan, batch: Batch, documents_BP: Tensor | None, evaluation: EvaluationConfig
+) -> Tensor:
+    """Brier terms (B, W, O) of a batch by roll-out, the mean over pairs."""
+    K, ids_BT = model.config.patch_size, batch.ids_BT.to(plan.grid.device)
+    sequences, patches = batch.sequence_ids_B.tolist(), ids_BT.shape[1] // K
+    places_BW = choose_places(plan.streams, sequences, patches, K, evaluation.rollout_positions)
+
+    def terms(pair: int) -> Tensor:
+        def draw(hidden_RH: Tensor, step: int) -> Tensor:
+            rows = places_BW.shape[1] * (steps_of(K) if step == 0 else 1)
+            noise = KeyedNoise(plan.streams, f"evaluation roll-out {pair}", step, sequences, rows)
+            return model.autoencoder.tokens(model.head.sample(hidden_RH, noise, 2, evaluation.sampling_steps))
+
+        eod_id = plan.dataset.corpus.facts.eod_id
+        return roll_out(model, model.config, ids_BT, documents_BP, places_BW, draw, eod_id, K).terms()
+
+    return torch.stack([terms(pair) for pair in range(evaluation.brier_pairs)]).mean(dim=0)
 
 
 def _hits(logits_RKV: Tensor, ids_RK: Tensor) -> Tensor:

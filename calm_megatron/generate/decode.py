@@ -1,4 +1,6 @@
-"""From prompts to continuations, patch by patch, with a key-value cache.
+"""From prompts to continuations, patch by patch or token by token, with a key-value cache.
+
+What follows is written for patches; to a token-level model each token is a patch, and no prompt has a remainder.
 
 The model reads whole patches, so a prompt of T tokens gives T // K patches of context and a remainder of r tokens.
 
@@ -7,6 +9,7 @@ The model reads whole patches, so a prompt of T tokens gives T // K patches of c
   with nothing invented in between. When `max_pools` pools hold no such sample (the model finds the remainder too
   unlikely), one with the longest agreeing beginning is taken and the prompt's tokens are put over it;
   `constrained_fallback` then says so.
+  The exact method goes on drawing instead, until samples that begin so agree, or `max_draws` are spent.
 - `partial_patch="pad"`: what the official code does. The prompt is filled up with pad tokens, which become context.
 
 The official model has no begin-of-sequence patch and never learns to predict the first patch of a sequence. A prompt
@@ -26,11 +29,13 @@ import torch
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.generate.draws import Draws, KeyedDraws, NoiseOfPrompts
-from calm_megatron.generate.options import GenerationOptions
+from calm_megatron.generate.draws import Draws, KeyedDraws
+from calm_megatron.generate.exact import sample_exactly
+from calm_megatron.generate.options import Exponent, GenerationOptions
+from calm_megatron.generate.outcomes import NextPatch, NextToken, Outcomes
 from calm_megatron.generate.temperature import select
+from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.calm import Calm
-from calm_megatron.model.noise import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,8 @@ class Generation:
     """Continuation without the end-of-document token and without pads, cut to `max_new_tokens`."""
     patches: list[list[int]]
     """Every patch drawn, whole; the first one begins with the remainder of the prompt."""
-    finish_reason: Literal["eod", "length"]
+    finish_reason: Literal["eod", "length", "max_draws"]
+    """`max_draws`: the exact method found no patch with so many samples, and the text ends before it."""
     constrained_fallback: bool
     """No sample began with the remainder of the prompt; its tokens were put over the nearest one."""
 
@@ -59,11 +65,12 @@ class _Row:
     patches: list[list[int]] = field(default_factory=list)
     finished: bool = False
     fallback: bool = False
+    exhausted: bool = False
 
 
 @torch.no_grad()
 def generate(
-    model: Calm,
+    model: Calm | ArBaseline,
     prompts_ids: Sequence[Sequence[int]],
     options: GenerationOptions,
     *,
@@ -85,13 +92,20 @@ def generate(
         One result a prompt, in their order.
 
     Raises:
-        UserError: a token id lies outside of the model's vocabulary, or the head cannot sample in so many steps.
+        UserError: a token id lies outside of the model's vocabulary, or an option does not fit the model.
     """
     _check_ids(model.config.vocab_size, prompts_ids, eod_id, pad_id)
-    model.head.demand_steps(options.sampling_steps)
-    if draws is None:
-        draws = KeyedDraws(options.seed)
-    decoder = _Decoder(model, options, draws, eod_id, pad_id)
+    exponent, draws = options.exponent, draws or KeyedDraws(options.seed)
+    outcomes: Outcomes
+    if isinstance(model, Calm):
+        _check_patches(options)
+        outcomes = NextPatch(model, draws, options.sampling_steps)
+    else:
+        _check_tokens(options)
+        by_logits = options.method in (None, "logits")
+        outcomes = NextToken(model, draws, exponent.value if by_logits else 1.0)
+        exponent = Exponent() if by_logits else exponent
+    decoder = _Decoder(outcomes, exponent, options, draws, eod_id, pad_id)
     rows = [decoder.row(prompt, list(ids)) for prompt, ids in enumerate(prompts_ids)]
     by_length: dict[int, list[_Row]] = defaultdict(list)
     for row in rows:
@@ -114,13 +128,33 @@ def _check_ids(vocab_size: int, prompts_ids: Sequence[Sequence[int]], eod_id: in
             )
 
 
+def _check_patches(options: GenerationOptions) -> None:
+    if options.method == "logits":
+        raise UserError("a CALM has no logits to divide", "method", "use 'batch' or 'exact'")
+
+
+def _check_tokens(options: GenerationOptions) -> None:
+    if options.partial_patch == "pad":
+        raise UserError("a token-level model has no patches to fill up", "partial_patch", "leave it out")
+    if options.sampling_steps is not None:
+        raise UserError("a token-level model draws a token in one step", "sampling_steps", "leave it out")
+
+
 class _Decoder:
     """The loop over patches for rows of equal context length."""
 
-    def __init__(self, model: Calm, options: GenerationOptions, draws: Draws, eod_id: int, pad_id: int) -> None:
-        self.model, self.options, self.draws, self.eod_id, self.pad_id = model, options, draws, eod_id, pad_id
-        self.patch_size = model.config.patch_size
-        self.device = next(model.parameters()).device
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        exponent: Exponent,
+        options: GenerationOptions,
+        draws: Draws,
+        eod_id: int,
+        pad_id: int,
+    ) -> None:
+        self.outcomes, self.exponent, self.options, self.draws = outcomes, exponent, options, draws
+        self.eod_id, self.pad_id = eod_id, pad_id
+        self.patch_size, self.device = outcomes.patch_size, outcomes.device
 
     def row(self, prompt: int, ids: list[int]) -> _Row:
         """Split a prompt into context and remainder."""
@@ -136,34 +170,61 @@ class _Decoder:
     def run(self, rows: list[_Row]) -> None:
         """Draw all patches of rows whose contexts are equally long."""
         steps = max(row.steps for row in rows)
-        cache = self.model.new_cache(len(rows), len(rows[0].context) // self.patch_size + steps)
+        cache = self.outcomes.new_cache(len(rows), len(rows[0].context) // self.patch_size + steps)
         feed_BT = torch.tensor([row.context for row in rows], device=self.device)
         for step in range(steps):
-            hidden_BH = self.model.hidden_states(feed_BT, cache=cache)[:, -1]
+            hidden_BH = self.outcomes.hidden_states(feed_BT, cache)
             # A row that has ended keeps its place in the cache, but draws no samples any more.
             live = [place for place, row in enumerate(rows) if not row.finished]
-            patch_LK = self.draw(hidden_BH[live], [rows[place] for place in live], step)
+            patches = self.draw(hidden_BH[live], [rows[place] for place in live], step)
             feed_BT = torch.full((len(rows), self.patch_size), self.pad_id, device=self.device)
-            feed_BT[live] = patch_LK
-            for place, patch in zip(live, patch_LK.tolist(), strict=True):
+            for place, patch in zip(live, patches, strict=True):
                 row = rows[place]
+                if patch is None:
+                    row.finished = row.exhausted = True
+                    continue
+                feed_BT[place] = torch.tensor(patch, device=self.device)
                 fresh = patch[len(row.remainder) :] if step == 0 else patch
                 row.patches.append(patch)
                 row.finished = self.eod_id in fresh or len(row.patches) == row.steps
             if all(row.finished for row in rows):
                 return
 
-    def draw(self, hidden_RH: Tensor, rows: list[_Row], step: int) -> Tensor:
-        """Draw the next patch_RK of each row; in the first step it begins with the row's remainder."""
+    def draw(self, hidden_RH: Tensor, rows: list[_Row], step: int) -> list[list[int] | None]:
+        """Draw the next patch of each row, none where the exact method gives up; first patches begin as they must."""
         remainders = [row.remainder if step == 0 else [] for row in rows]
+        if self.options.method == "exact":
+            return self.draw_exactly(hidden_RH, rows, remainders, step)
         pool_RNK, agreed_RN = self.pools(hidden_RH, rows, remainders, step)
         best_R1 = agreed_RN.amax(dim=1, keepdim=True)
         choice_R = torch.tensor([self.draws.choice(row.prompt, step) for row in rows], dtype=torch.float64)
-        patch_RK = select(pool_RNK, self.options.order, choice_R, agreed_RN == best_R1)
+        patch_RK = select(pool_RNK, self.exponent, choice_R.to(self.device), agreed_RN == best_R1)
         for place, (row, remainder) in enumerate(zip(rows, remainders, strict=True)):
             row.fallback = row.fallback or int(best_R1[place]) < len(remainder)
             patch_RK[place, : len(remainder)] = torch.tensor(remainder, dtype=patch_RK.dtype)
-        return patch_RK
+        return list(patch_RK.tolist())
+
+    def draw_exactly(
+        self, hidden_RH: Tensor, rows: list[_Row], remainders: list[list[int]], step: int
+    ) -> list[list[int] | None]:
+        """The same at the exact temperature, of the law of those patches that begin with the remainder."""
+
+        def draw(places: Sequence[int], attempt: int, count: int) -> list[list[tuple[int, ...] | None]]:
+            prompts = [rows[place].prompt for place in places]
+            drawn_WNK = self.outcomes.draw(hidden_RH[list(places)], prompts, step, attempt, count)
+            return [
+                [
+                    tuple(patch) if patch[: len(remainders[place])] == remainders[place] else None
+                    for patch in drawn_NK.tolist()
+                ]
+                for place, drawn_NK in zip(places, drawn_WNK, strict=True)
+            ]
+
+        def coins(place: int, attempt: int, count: int) -> Sequence[float]:
+            return self.draws.coins(rows[place].prompt, step, attempt, count)
+
+        found = sample_exactly(draw, coins, len(rows), self.exponent, self.options.max_draws)
+        return [None if sampled.outcome is None else list(sampled.outcome) for sampled in found]
 
     def pools(
         self, hidden_RH: Tensor, rows: list[_Row], remainders: list[list[int]], step: int
@@ -175,7 +236,7 @@ class _Decoder:
             agreed_RN: how many of the remainder's tokens each sample begins with.
         """
         constrained = any(remainders)
-        num_samples = self.options.num_samples if constrained or self.options.order > 1 else 1
+        num_samples = 1 if self.exponent.is_one and not constrained else self.options.num_samples
         wanted_R = torch.tensor([len(remainder) for remainder in remainders], device=self.device)
         prefix_RK = torch.full((len(rows), self.patch_size), -1, device=self.device)
         for place, remainder in enumerate(remainders):
@@ -187,28 +248,25 @@ class _Decoder:
             if not len(pending_W):
                 break
             prompts = [rows[place].prompt for place in pending_W.tolist()]
-            noise = NoiseOfPrompts(self.draws, prompts, step, attempt)
-            drawn_WNK = self.sample(hidden_RH[pending_W], noise, num_samples)
+            drawn_WNK = self.outcomes.draw(hidden_RH[pending_W], prompts, step, attempt, num_samples)
             begins_WN = (drawn_WNK == prefix_RK[pending_W].unsqueeze(1)).long().cumprod(dim=-1).sum(dim=-1)
             better_W = begins_WN.amax(dim=1) > agreed_RN[pending_W].amax(dim=1)
             pool_RNK[pending_W[better_W]] = drawn_WNK[better_W]
             agreed_RN[pending_W[better_W]] = begins_WN[better_W]
         return pool_RNK, agreed_RN
 
-    def sample(self, hidden_RH: Tensor, noise: Noise, count: int) -> Tensor:
-        """Tokens (R, N, K) of N head samples for each row."""
-        latent_NRZ = self.model.head.sample(hidden_RH, noise, count, self.options.sampling_steps)
-        return self.model.autoencoder.tokens(latent_NRZ).transpose(0, 1)
-
     def result(self, row: _Row, prompt_ids: list[int]) -> Generation:
         """Cut what was drawn down to the continuation."""
         drawn = [token for patch in row.patches for token in patch][len(row.remainder) :]
         end = drawn.index(self.eod_id) if self.eod_id in drawn else len(drawn)
         new_ids = [token for token in drawn[: min(end, self.options.max_new_tokens)] if token != self.pad_id]
+        finish_reason: Literal["eod", "length", "max_draws"] = "max_draws" if row.exhausted else "length"
+        if end < min(len(drawn), self.options.max_new_tokens):
+            finish_reason = "eod"
         return Generation(
             prompt_ids=prompt_ids,
             new_ids=new_ids,
             patches=row.patches,
-            finish_reason="eod" if end < min(len(drawn), self.options.max_new_tokens) else "length",
+            finish_reason=finish_reason,
             constrained_fallback=row.fallback,
         )

@@ -10,10 +10,15 @@ from torch import Tensor
 
 _ENERGY: Final = 0
 _CHOICE: Final = 1
+_COINS: Final = 2
+_TOKENS: Final = 3
 
 
 class Draws(Protocol):
-    """A source of the noise of the head and of the choices among its samples."""
+    """A source of the randomness of samples and of the choices among them.
+
+    Samples come in rounds, the `attempt`s of a step.
+    """
 
     def uniform(self, prompt: int, step: int, attempt: int, purpose: str, count: int, size: int) -> Tensor:
         """Return U[0, 1) of shape (count, size) for samples of the patch drawn in this step after this prompt."""
@@ -23,8 +28,16 @@ class Draws(Protocol):
         """Return N(0, 1) of shape (count, size) for them."""
         ...
 
+    def token_uniform(self, prompt: int, step: int, attempt: int, num_samples: int) -> Tensor:
+        """Return uniform_N in float64, numbers in [0, 1) of which each makes a token of a token-level model."""
+        ...
+
     def choice(self, prompt: int, step: int) -> float:
         """Return the number in [0, 1) that chooses among the samples."""
+        ...
+
+    def coins(self, prompt: int, step: int, attempt: int, count: int) -> Sequence[float]:
+        """Return the numbers in [0, 1) that the exact method tosses beside so many samples."""
         ...
 
 
@@ -56,9 +69,18 @@ class KeyedDraws:
         random = self._random(_number(purpose), prompt, step, attempt)
         return torch.from_numpy(random.standard_normal((count, size), dtype=np.float32))
 
+    def token_uniform(self, prompt: int, step: int, attempt: int, num_samples: int) -> Tensor:
+        """Numbers in [0, 1) in float64, shape (N,)."""
+        return torch.from_numpy(self._random(_TOKENS, prompt, step, attempt).random(num_samples))
+
     def choice(self, prompt: int, step: int) -> float:
         """A number in [0, 1) of its own stream."""
         return float(self._random(_CHOICE, prompt, step).random())
+
+    def coins(self, prompt: int, step: int, attempt: int, count: int) -> Sequence[float]:
+        """Numbers in [0, 1) of their own stream."""
+        tosses: list[float] = self._random(_COINS, prompt, step, attempt).random(count).tolist()
+        return tosses
 
 
 def _number(purpose: str) -> int:

@@ -1,17 +1,32 @@
-"""Temperature for a model that can be sampled but has no logits: the batch approximation for T = 1/n.
+"""Temperature for a model that can be sampled but has no logits: the batch approximation.
 
-Sampling at temperature T draws from P(x)^(1/T) / Z. For T = 1/n, P(x)^n is the probability that n independent draws all
-give x, so one could draw n at a time until they agree. The batch approximation looks at a pool of N draws at once: an
-outcome seen c times could be the common value of comb(c, n) groups of n draws, and is chosen in proportion to that
-number (arXiv 2510.27688, the batch approximation of its likelihood-free temperature sampling). As N grows, comb(c, n) /
-N^n tends to P(x)^n / n!, so the choice tends to the exact law. When nothing was seen n times, n - 1 takes its place,
-and so on down to 1: small pools give a temperature that is a little too high, never an error.
+Sampling at temperature T draws from P(x)^s / Z with s = 1/T. For a whole s = n, P(x)^n is the probability that n
+independent draws all give x, so one could draw n at a time until they agree; exact.py does that, and also what a
+fraction takes. The batch approximation looks at a pool of N draws at once: an outcome seen c times could be the common
+value of comb(c, n) groups of n draws, and is chosen in proportion to that number (arXiv 2510.27688, the batch
+approximation of its likelihood-free temperature sampling). As N grows, comb(c, n) / N^n tends to P(x)^n / n!, so the
+choice tends to the exact law. When nothing was seen n times, n - 1 takes its place, and so on down to 1: small pools
+give a temperature that is a little too high, never an error.
+
+For s = n + a with a fraction a (the paper has whole ones only), take each of those comb(c, n) groups, let the other
+N - n draws come in a random order, and give them to the Bernoulli factory of exact.py. Of these, m = c - n are heads.
+The factory survives i tails with probability prod_{j <= i} (1 - a/j) = comb(i - a, i), and i tails come before the
+first heads with probability comb(N - n - 1 - i, m - 1) / comb(N - n, m). By Vandermonde's convolution the products add
+up to
+
+    comb(N - n - a, N - n - m) / comb(N - n, m)  =  m! / Gamma(m + 1 - a)  *  (what N, n and a alone decide),
+
+so an outcome has the weight comb(c, n) m! / Gamma(m + 1 - a): up to a common factor the binomial coefficient of c over
+s, as the Gamma function continues it. It grows like c^s, so here, too, the choice tends to the exact law. (At m = 0 the
+formula counts a factory that is still undecided at the end of the pool as one that accepts.)
 
 An outcome is a patch: a tuple of K tokens.
 """
 
 import torch
 from torch import Tensor
+
+from calm_megatron.generate.options import Exponent
 
 """How far n * T may be from 1: lets 0.333 and 0.167 stand for 1/3 and 1/6."""
 
@@ -56,19 +71,26 @@ def combinations(count: Tensor, order: Tensor, largest_order: int) -> Tensor:
     return result
 
 
-def temperature_weights(pool_BNK: Tensor, order: int, usable_BN: Tensor | None = None) -> Tensor:
-    """Return the weight of each draw of the pool at temperature 1/order.
+def _fraction_factor(extra: Tensor, fraction: float) -> Tensor:
+    """Return m! / Gamma(m + 1 - a) elementwise in float64, for `extra` m >= 0 and `fraction` a; 1 for a = 0."""
+    m = extra.double()
+    return (torch.lgamma(m + 1.0) - torch.lgamma(m + 1.0 - fraction)).exp()
+
+
+def temperature_weights(pool_BNK: Tensor, exponent: Exponent, usable_BN: Tensor | None = None) -> Tensor:
+    """Return the weight of each draw of the pool at the temperature of this exponent.
 
     An outcome that occurs several times has its whole weight at its first occurrence and zero at the others, so the
     places with a positive weight are the candidates in the order of first appearance.
 
     Args:
         pool_BNK: tokens of N draws for each of B rows.
-        order: n of T = 1/n.
+        exponent: s = n + a of T = 1/s.
         usable_BN: draws that take part; none means all. A row without one has no weight at all.
 
     Returns:
-        weights_BN in float64, comb(count, n) with the largest n' <= n for which the row has a candidate.
+        weights_BN in float64, comb(count, n) times the factor of the fraction; in a row that holds nothing n times,
+        comb(count, n') with the largest n' < n for which it has a candidate.
     """
     if usable_BN is not None:
         # An extra token tells the draws that take part from the others, so that they are never counted together.
@@ -77,8 +99,12 @@ def temperature_weights(pool_BNK: Tensor, order: int, usable_BN: Tensor | None =
     if usable_BN is not None:
         candidate_BN = candidate_BN & usable_BN
     seen_BN = count_BN * candidate_BN
-    order_B1 = seen_BN.amax(dim=1, keepdim=True).clamp(max=order)
-    return combinations(seen_BN, order_B1, order) * (seen_BN > 0)
+    order_B1 = seen_BN.amax(dim=1, keepdim=True).clamp(max=exponent.whole)
+    weights_BN = combinations(seen_BN, order_B1, exponent.whole) * (seen_BN > 0)
+    if exponent.fraction:
+        # In a row that falls back, all candidates occur equally often: the factor is one for all and changes nothing.
+        weights_BN = weights_BN * _fraction_factor((seen_BN - order_B1).clamp(min=0), exponent.fraction)
+    return weights_BN
 
 
 def select_index(weights_BN: Tensor, uniform_B: Tensor) -> Tensor:
@@ -96,22 +122,22 @@ def select_index(weights_BN: Tensor, uniform_B: Tensor) -> Tensor:
     return torch.minimum(index_B, last_B)
 
 
-def select(pool_BNK: Tensor, order: int, uniform_B: Tensor, usable_BN: Tensor | None = None) -> Tensor:
-    """Choose one outcome a row at temperature 1/order.
+def select(pool_BNK: Tensor, exponent: Exponent, uniform_B: Tensor, usable_BN: Tensor | None = None) -> Tensor:
+    """Choose one outcome a row at the temperature of this exponent.
 
     At temperature 1 it is the first draw that takes part, which needs no pool and no randomness of its own.
 
     Args:
         pool_BNK: tokens of N draws for each of B rows.
-        order: n of T = 1/n.
+        exponent: 1/T.
         uniform_B: numbers in [0, 1) that make the choice.
         usable_BN: draws that take part, at least one in each row; none means all.
 
     Returns:
         patch_BK, the chosen tokens.
     """
-    if order > 1:
-        index_B = select_index(temperature_weights(pool_BNK, order, usable_BN), uniform_B)
+    if not exponent.is_one:
+        index_B = select_index(temperature_weights(pool_BNK, exponent, usable_BN), uniform_B)
     elif usable_BN is not None:
         index_B = usable_BN.long().argmax(dim=1)
     else:

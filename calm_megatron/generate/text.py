@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from calm_megatron.config.errors import UserError
 from calm_megatron.generate.decode import Generation, generate
 from calm_megatron.generate.options import GenerationOptions
+from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.calm import Calm
 
 
@@ -48,6 +49,7 @@ class GeneratedText:
             "prompt": self.prompt,
             "text": self.text,
             "temperature": options.temperature,
+            "method": options.method,
             "seed": options.seed,
             "finish_reason": self.generation.finish_reason,
             "constrained_fallback": self.generation.constrained_fallback,
@@ -57,7 +59,7 @@ class GeneratedText:
 
 
 def generate_text(
-    model: Calm, tokenizer: TextTokenizer, prompts: Sequence[str], options: GenerationOptions
+    model: Calm | ArBaseline, tokenizer: TextTokenizer, prompts: Sequence[str], options: GenerationOptions
 ) -> list[GeneratedText]:
     """Continue each text; see `generate`.
 

@@ -9,11 +9,13 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor, nn
 
 from calm_megatron.config.schema import ArConfig
 from calm_megatron.losses.next_token import next_token_loss
+from calm_megatron.model.attention import KVCache
 from calm_megatron.model.backbone import Backbone, transformer_config
 from calm_megatron.model.initialise import initialise
 from calm_megatron.model.patch_embedding import TokenEmbedding
@@ -65,6 +67,32 @@ class ArBaseline(Backbone):
         initialise(self, seed, self.config.init_method_std, sharding=self.sharding)
         if self.embedding is not None:
             self.embedding.zero_pad_row()
+
+    def new_cache(self, batch_size: int, max_patches: int) -> KVCache:
+        """An empty cache of so many tokens for generation with the whole model."""
+        return KVCache(self.config, batch_size, max_patches, like=next(self.parameters()))
+
+    def hidden_states(self, ids_BT: Tensor, documents_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states (B, T, H) of the given tokens, from the whole model.
+
+        Args:
+            ids_BT: token ids.
+            documents_BT: document of each token, to keep attention within documents; none lets it reach across.
+            cache: the tokens before these; the new ones are appended to it.
+        """
+        assert self.embedding is not None, "a stage of a pipeline has no whole model"
+        hidden_TBH = self.transform(self.embedding(ids_BT), documents_BT, cache)
+        return self.ranks.to_partial_work(hidden_TBH).transpose(0, 1)
+
+    def logits(self, hidden_RH: Tensor) -> Tensor:
+        """Logits (R, V) behind hidden states that every tensor rank has whole; whole on each of them, too."""
+        assert self.output is not None, "a stage of a pipeline has no whole model"
+        rows, ranks = len(hidden_RH), self.ranks
+        if ranks.sequence_parallel:
+            # The layer gathers its rows from the ranks: each gives its part.
+            hidden_RH = ranks.own_rows(F.pad(hidden_RH, (0, 0, 0, -rows % ranks.size)))
+        part_R1v, _ = self.output(hidden_RH.unsqueeze(1))
+        return ranks.gather_columns(part_R1v)[:rows, 0, : self.config.vocab_size]
 
     def forward(
         self, ids_BT: Tensor, documents_BT: Tensor | None = None, received: Tensor | None = None

@@ -96,12 +96,19 @@ def layer_spec() -> ModuleSpec:
     )
 
 
-def rotary_angles(head_size: int, base: float, start: int, patches: int, device: torch.device) -> Tensor:
-    """RoPE angles (patches, 1, 1, head_size) in fp32 for positions from `start`, halves repeated (not interleaved)."""
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    positions = torch.arange(start, start + patches, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, base**-exponents)
-    return torch.cat([angles, angles], dim=-1)[:, None, None, :]
+def rotary_angles(head_size: int, base: float, positions: Tensor) -> Tensor:
+    """RoPE angles (patches, B or 1, 1, head_size) in fp32, halves repeated (not interleaved).
+
+    Args:
+        head_size: h, even.
+        base: of the frequencies.
+        positions: (patches,) if they are the same in all rows, else (patches, B).
+    """
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device) / head_size
+    if positions.dim() == 1:
+        positions = positions.unsqueeze(1)
+    angles = positions.float()[:, :, None, None] * base**-exponents
+    return torch.cat([angles, angles], dim=-1)
 
 
 def document_mask(documents_BP: Tensor) -> Tensor:
@@ -170,9 +177,12 @@ class Backbone(nn.Module):
         hidden_PBH = input_PBH
         if self.layers:
             patches = len(input_PBH) * (self.ranks.size if self.ranks.sequence_parallel else 1)
-            start = cache.length if cache else 0
-            rotary = rotary_angles(self._head_size, self._rotary_base, start, patches, input_PBH.device)
-            mask = None if documents_BP is None else document_mask(documents_BP)
+            device = input_PBH.device
+            positions = cache.positions(patches, device) if cache else torch.arange(patches, device=device)
+            rotary = rotary_angles(self._head_size, self._rotary_base, positions)
+            mask = cache.mask if cache else None
+            if documents_BP is not None:
+                mask = document_mask(documents_BP)
             with self._attached(cache):
                 for layer in self.layers.values():
                     hidden_PBH = self.kept_or_recomputed(_run_layer, layer, hidden_PBH, mask, rotary)

@@ -45,23 +45,26 @@ class PipelineRanks:
 
     def receive(self) -> Tensor | None:
         """What the stage before sends, of any shape; None at the first stage."""
-        if self.is_first:
-            return None
+        return None if self.is_first else self.receive_from(self.rank - 1)
+
+    def receive_from(self, stage: int) -> Tensor:
+        """The next tensor that a stage sends to this one."""
         header = torch.empty(_HEADER, dtype=torch.int64, device=self.device)
-        dist.recv(header, group=self.group, group_src=self.rank - 1)
+        dist.recv(header, group=self.group, group_src=stage)
         kind, axes, *shape = header.tolist()
         tensor = torch.empty(shape[:axes], dtype=_TYPES[kind], device=self.device)
         if tensor.numel():
-            dist.recv(tensor, group=self.group, group_src=self.rank - 1)
+            dist.recv(tensor, group=self.group, group_src=stage)
         return tensor
 
-    def send(self, tensor: Tensor) -> None:
-        """Hand a tensor to the next stage, which receives it."""
+    def send(self, tensor: Tensor, stage: int | None = None) -> None:
+        """Hand a tensor to the next stage, or another, which receives it."""
+        to = self.rank + 1 if stage is None else stage
         facts = [_TYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
         header = torch.tensor(facts + [0] * (_HEADER - len(facts)), dtype=torch.int64, device=self.device)
-        dist.send(header, group=self.group, group_dst=self.rank + 1)
+        dist.send(header, group=self.group, group_dst=to)
         if tensor.numel():
-            dist.send(tensor.contiguous(), group=self.group, group_dst=self.rank + 1)
+            dist.send(tensor.contiguous(), group=self.group, group_dst=to)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the stages, in place; a stage that has nothing to add holds zeros."""

@@ -49,6 +49,13 @@ class TensorRanks:
         )
         return gathered
 
+    def gather_columns(self, part: Tensor) -> Tensor:
+        """All columns of what a column-parallel layer gives, on every rank."""
+        if self.size == 1:
+            return part
+        whole: Tensor = mappings.gather_from_tensor_model_parallel_region(part)
+        return whole
+
     def sum_gradients(self, weight: nn.Parameter) -> None:
         """Sum this weight's gradient over the ranks in every backward pass: each used its copy for a part of the work.
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from calm_megatron.config.schema import ArConfig, RunConfig
 from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.evaluate.token_model import validate_ar
 from calm_megatron.model.ar_baseline import ArBaseline, ArTerms
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
@@ -42,22 +42,25 @@ class ArTask:
         """Cross-entropy in nats per token."""
         return module(batch.ids_BT.to(self.grid.device), self._documents(batch))
 
-    @torch.no_grad()
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
-        """Cross-entropy and perplexity over all predicted tokens of the split."""
+        """Cross-entropy and perplexity over all predicted tokens of the split; BrierLM if the config asks for it."""
         plan = evaluation_plan(self.config, self.data, split, eval_iters, self.grid, self.streams)
         model = cast(ArBaseline, module)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.grid.device)
-        for batch in plan.batches():
-            ids_BT = batch.ids_BT.to(self.grid.device)
-            result = model.losses(ids_BT, self._documents(batch), self.grid.stages.receive())
-            if not self.grid.stages.is_last:
-                self.grid.stages.send(result)
-                continue
-            sums += torch.stack([result.double().sum(), sums.new_tensor(result.numel())])
-        loss, tokens = plan.total(sums).tolist()
-        mean = loss / tokens
-        return {"task": "ar", "split": split, "loss": mean, "perplexity": math.exp(mean), "tokens": int(tokens)}
+        scores = validate_ar(model, plan, self.config.data.reset_attention_mask, self.config.evaluation)
+        values: dict[str, object] = {
+            "task": "ar",
+            "split": split,
+            "loss": scores.loss,
+            "perplexity": math.exp(scores.loss),
+            "tokens": scores.tokens,
+        }
+        if scores.brier is not None and scores.brier_known is not None:
+            values |= scores.brier.as_dict()
+            values |= {
+                "brier_from_probabilities": list(scores.brier_known.brier),
+                "brierlm_from_probabilities": scores.brier_known.brierlm,
+            }
+        return values
 
     def _documents(self, batch: Batch) -> Tensor | None:
         return batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None

@@ -52,7 +52,7 @@ class CalmTask:
         return module(ids_BT, noise, documents_BP)
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
-        """The head's loss and, for K >= 4, BrierLM."""
+        """The head's loss and BrierLM; for K < 4 if the config asks for it."""
         plan = evaluation_plan(self.config, self.data, split, eval_iters, self.grid, self.streams)
         assert isinstance(module, Calm)
         scores = validate_calm(module, plan, self.config.data.reset_attention_mask, self.config.evaluation)

@@ -37,6 +37,8 @@ class EvaluationRequest:
     eval_iters: int = 0
     """Micro-batches of each rank; 0 takes the whole set."""
     micro_batch_size: int | None = None
+    rollout_positions: int | None = None
+    """Places a sequence for BrierLM where a step gives fewer than four tokens; none means the run's."""
     seed: int | None = None
     """Of all draws; none means the run's."""
     sampling_steps: int | None = None
@@ -48,7 +50,13 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name, least in {"eval_iters": 0, "micro_batch_size": 1, "seed": 0, "sampling_steps": 1}.items():
+        for name, least in {
+            "eval_iters": 0,
+            "micro_batch_size": 1,
+            "rollout_positions": 0,
+            "seed": 0,
+            "sampling_steps": 1,
+        }.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}", f"--{name.replace('_', '-')}", f"give {least} or more")
@@ -100,7 +108,15 @@ def _config(request: EvaluationRequest) -> RunConfig:
         config = replace(config, train=replace(config.train, micro_batch_size=request.micro_batch_size))
     if request.sampling_steps is not None:
         config = replace(config, evaluation=replace(config.evaluation, sampling_steps=request.sampling_steps))
-        check(config)
+    if request.rollout_positions is not None:
+        places = request.rollout_positions
+        # The layout of the training does not matter here.
+        config = replace(
+            config,
+            evaluation=replace(config.evaluation, rollout_positions=places),
+            parallel=replace(config.parallel, pipeline_model_parallel_size=1),
+        )
+    check(config)
     if request.data is not None:
         config = replace(config, data=_tested_on(request.data, config.data))
     if isinstance(config.model, CalmConfig):

@@ -22,6 +22,7 @@ MODELS = {
         "num_attention_heads": 4,
     },
 }
+MODELS["ar"] = {name: value for name, value in MODELS["calm"].items() if name != "autoencoder"} | {"type": "ar"}
 
 
 def run(model: str, settings: dict[str, Any]) -> RunConfig:
@@ -36,6 +37,18 @@ def run(model: str, settings: dict[str, Any]) -> RunConfig:
 
 
 CONTRADICTIONS = [
+    ("ae", {"evaluation.rollout_positions": 4}, ["no effect on an autoencoder"]),
+    ("calm", {"evaluation.rollout_positions": 4}, ["model.patch_size = 4: a patch holds all four tokens"]),
+    (
+        "calm",
+        {"evaluation.rollout_positions": 4, "model.patch_size": 2, "data.seq_length": 6},
+        ["sequences of 4 patches or more: data.seq_length = 8"],
+    ),
+    (
+        "ar",
+        {"evaluation.rollout_positions": 4, "parallel.pipeline_model_parallel_size": 2},
+        ["needs the tokens of the step before at the first stage", "set it to 0"],
+    ),
     ("calm", {"parallel.sequence_parallel": True}, ["parallel.sequence_parallel needs tensor ranks"]),
     ("ae", {"parallel.tensor_model_parallel_size": 2}, ["the autoencoder is trained by data-parallel ranks only"]),
     (

@@ -8,11 +8,12 @@ import pytest
 
 from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.files import parse_run
-from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.data.documents import DocumentReader, find_sources
 from calm_megatron.data.preprocess import preprocess
 from calm_megatron.data.tokenizer import Tokenizer
 from calm_megatron.data.train_tokenizer import train_tokenizer
+from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.model.initialise import initialise
@@ -26,7 +27,7 @@ TRAIN = {"train_iters": 1, "micro_batch_size": 4, "global_batch_size": 4}
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `text/`, a data set `data/corpus`, and the runs `ae` and `calm`, each with one checkpoint."""
+    """A folder with `text/`, a data set `data/corpus`, and the runs `ae`, `calm` and `ar`, each with one checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
     dice = random.Random(0)
     (folder / "text").mkdir()
@@ -59,6 +60,9 @@ def _write_runs(folder: Path, tokenizer: Tokenizer) -> None:
         {"type": "calm", "autoencoder": str(folder / "ae"), "pad_token_id": tokenizer.pad_id, **sizes, **transformer},
     )
     assert isinstance(calm_run.model, CalmConfig)
+    backbone = {"hidden_size": 32, "ffn_hidden_size": 64, "num_layers": 1, "num_attention_heads": 4}
+    ar_run = config("ar", {"type": "ar", "vocab_size": tokenizer.vocab_size, **backbone})
+    assert isinstance(ar_run.model, ArConfig)
     with one_rank() as grid:
         autoencoder = Autoencoder(ae_run.model)
         initialise(autoencoder, 5, std=0.3)
@@ -66,9 +70,12 @@ def _write_runs(folder: Path, tokenizer: Tokenizer) -> None:
         calm = Calm(calm_run.model, FrozenAutoencoder(autoencoder))
         initialise(calm, 5, std=0.3)
         _write_run(calm_run, grid, tokenizer, calm)
+        ar = ArBaseline(ar_run.model)
+        initialise(ar, 5, std=0.3)
+        _write_run(ar_run, grid, tokenizer, ar)
 
 
-def _write_run(config: RunConfig, grid: Grid, tokenizer: Tokenizer, module: Autoencoder | Calm) -> None:
+def _write_run(config: RunConfig, grid: Grid, tokenizer: Tokenizer, module: Autoencoder | Calm | ArBaseline) -> None:
     save(CheckpointStore(config, grid), SmallEngine(module), 7)
     folder = Path(config.run.directory) / "tokenizer"
     folder.mkdir()

@@ -75,6 +75,17 @@ def test_evaluate_a_calm_beside_its_baselines(runs: Path, tool: Tool) -> None:
     assert baselines["untrained"]["patches"] == scores["patches"]
 
 
+def test_evaluate_a_baseline(runs: Path, tmp_path: Path, tool: Tool) -> None:
+    tool("evaluate", "--model", runs / "ar", "--rollout-positions", 5, "--output", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["perplexity"] > 1 and scores["task"] == "ar"
+    assert 0 <= scores["brierlm_low"] <= scores["brierlm"] <= scores["brierlm_high"] <= 100
+    assert len(scores["brier"]) == len(scores["brier_from_probabilities"]) == 4
+    tool("evaluate", "--model", runs / "ar", "--output", tmp_path / "plain.json")
+    plain = json.loads((tmp_path / "plain.json").read_text())
+    assert plain == {name: value for name, value in scores.items() if "brier" not in name and name != "confidence"}
+
+
 def test_scores_follow_the_seed_and_not_the_batch_size(runs: Path, tmp_path: Path, tool: Tool) -> None:
     found = []
     for number, changes in enumerate([(), ("--micro-batch-size", 3), ("--seed", 6)]):
@@ -101,6 +112,8 @@ def test_evaluate_on_part_of_another_data_set(runs: Path, tmp_path: Path, tool: 
         (["--model", "{runs}/ae", "--baselines"], "the model is of type 'autoencoder'"),
         (["--model", "{runs}/calm", "--data", "no/such/data"], "no/such/data"),
         (["--model", "{runs}/calm", "--eval-iters", "-1"], "eval_iters is -1"),
+        (["--model", "{runs}/calm", "--rollout-positions", "9"], "a patch holds all four tokens"),
+        (["--model", "{runs}/ar", "--rollout-positions", "-1"], "rollout_positions is -1"),
     ],
 )
 def test_evaluate_refuses(runs: Path, arguments: list[str], message: str, tool: Tool) -> None:
@@ -125,12 +138,38 @@ def test_generate_from_prompts(runs: Path, tmp_path: Path, tool: Tool) -> None:
     assert all(f"{result['prompt']}{result['text']}" in plain for result in results)
 
 
+@pytest.mark.parametrize("model", ["calm", "ar"])
+@pytest.mark.parametrize("method", [None, "exact"])
+def test_generate_at_any_temperature(runs: Path, model: str, method: str | None, tool: Tool) -> None:
+    settings = ("--max-new-tokens", 6, "--temperature", 0.9, "--json", *(("--method", method) if method else ()))
+    result = json.loads(tool("generate", "--model", runs / model, "--prompt", "a far land", *settings))
+    assert (result["temperature"], result["method"]) == (0.9, method)
+    assert len(result["new_ids"]) <= 6
+
+
+def test_generate_says_where_the_exact_method_gave_up(runs: Path, tool: Tool) -> None:
+    settings = ("--temperature", 0.02, "--method", "exact", "--max-draws", 60)
+    assert "within --max-draws samples" in tool("generate", "--model", runs / "calm", "--prompt", "x", *settings)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--method", "exact", "--num-samples", 9), ("--max-draws", 9), ("--method", "sampling")]
+)
+def test_generate_refuses_options_without_effect(runs: Path, arguments: tuple[object, ...], tool: Tool) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tool("generate", "--model", runs / "calm", "--prompt", "x", *arguments)
+    assert stopped.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "{runs}/ae", "--prompt", "x"], "not a CALM"),
-        (["--model", "{runs}/calm", "--prompt", "x", "--temperature", "0.7"], "use 1 (1/1) or 0.5 (1/2)"),
-        (["--model", "{runs}/calm", "--prompt", "x", "--temperature", "0.25", "--num-samples", "3"], "a pool of 3"),
+        (["--model", "{runs}/calm", "--prompt", "x", "--temperature", "1.7"], "temperature 1.7 is not in (0, 1]"),
+        (["--model", "{runs}/calm", "--prompt", "x", "--temperature", "0.25", "--num-samples", "3"], "num_samples = 3"),
+        (["--model", "{runs}/calm", "--prompt", "x", "--method", "logits"], "no logits to divide"),
+        (["--model", "{runs}/ar", "--prompt", "x", "--autoencoder", "{runs}/ae"], "has no autoencoder"),
+        (["--model", "{runs}/ar", "--prompt", "x", "--partial-patch", "pad"], "no patches to fill up"),
         (["--model", "{runs}/calm", "--prompt-file", "{runs}/nothing.txt"], "cannot read the prompts"),
         (["--model", "{runs}/calm", "--prompt", "x", "--tokenizer", "{runs}/text"], "there is no tokenizer"),
         (["--model", "{runs}/calm", "--prompt", "x", "--seed", "-1"], "seed is -1"),

@@ -267,7 +267,9 @@ def test_the_level_of_the_interval_is_the_one_asked_for(calm: Calm, plan: Plan) 
     assert brier is not None and brier.confidence == 0.5
 
 
-def test_short_patches_have_no_brier(runs: Path, grid: Grid) -> None:
+@pytest.fixture(scope="module")
+def short(runs: Path, grid: Grid) -> tuple[Calm, PatchedDataset]:
+    """A model of patches of two tokens, and its validation sequences."""
     config = saved_config(runs / "calm")
     assert isinstance(config.model, CalmConfig)
     sizes = {"vocab_size": config.model.vocab_size, "patch_size": 2, "latent_size": 8}
@@ -277,7 +279,29 @@ def test_short_patches_have_no_brier(runs: Path, grid: Grid) -> None:
     initialise(model, seed=1, std=0.3)
     data = DataSplits.open(config.data, patch_size=2, seed=SEED, vocab_size=config.model.vocab_size)
     assert data.valid is not None
-    plan = EvaluationPlan(data.valid, 4, None, grid, RandomStreams(SEED, grid.device))
-    scores = validate_calm(model.eval(), plan, True, EvaluationConfig())
+    return model.eval(), data.valid
+
+
+def plan_of(dataset: PatchedDataset, grid: Grid, micro_batch_size: int = 4) -> EvaluationPlan:
+    return EvaluationPlan(dataset, micro_batch_size, None, grid, RandomStreams(SEED, grid.device))
+
+
+def test_short_patches_have_no_brier_unless_rolled_out(short: tuple[Calm, PatchedDataset], grid: Grid) -> None:
+    model, dataset = short
+    scores = validate_calm(model, plan_of(dataset, grid), True, EvaluationConfig())
     assert scores.brier is None
-    assert scores.patches == data.valid.sequences_per_epoch * 15
+    assert scores.patches == dataset.sequences_per_epoch * 15
+    for places, expected in ((5, 5), (100, 13)):  # 15 predicted patches, the last two places are left out
+        rolled = validate_calm(model, plan_of(dataset, grid), True, EvaluationConfig(rollout_positions=places))
+        assert rolled.brier is not None and rolled.brier.patches == dataset.sequences_per_epoch * expected
+        assert rolled.loss == scores.loss
+
+
+def test_rolled_scores_do_not_depend_on_the_micro_batch(short: tuple[Calm, PatchedDataset], grid: Grid) -> None:
+    model, dataset = short
+    settings = EvaluationConfig(rollout_positions=4, brier_pairs=2)
+    scores = [validate_calm(model, plan_of(dataset, grid, size), True, settings).brier for size in (1, 3, 1000)]
+    assert scores[0] is not None and any(scores[0].brier)
+    assert scores[0] == scores[1] == scores[2]
+    one_pair = validate_calm(model, plan_of(dataset, grid), True, EvaluationConfig(rollout_positions=4)).brier
+    assert one_pair is not None and one_pair.brier != scores[0].brier

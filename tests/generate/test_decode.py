@@ -192,6 +192,52 @@ def test_low_temperature_prefers_the_frequent(model: Calm) -> None:
     assert mean[0] * 1.3 < mean[1] and mean[1] * 1.1 < mean[2]
 
 
+@pytest.mark.parametrize("temperature", [0.6, 0.5])
+def test_the_exact_method_follows_the_exact_law(model: Calm, temperature: float) -> None:
+    """Against the tempered frequencies of many samples, with and without a remainder of the prompt."""
+    rows, samples = 1500, pool(model, [1, 2, 3, 4], KeyedDraws(99), 0, 0, 0, 60_000)
+    common = int(samples[:, 0].mode().values)
+    options = replace(
+        OPTIONS, max_new_tokens=1, temperature=temperature, method="exact", max_batch_size=rows, max_draws=20_000
+    )
+    for remainder in ([], [common]):
+        begins = samples[samples[:, 0] == common] if remainder else samples
+        power = {
+            outcome: (count / len(begins)) ** (1 / temperature)
+            for outcome, count in Counter(map(tuple, begins.tolist())).items()
+        }
+        results = run(model, [[1, 2, 3, 4, *remainder]] * rows, options)
+        assert {result.finish_reason for result in results} == {"length"}
+        observed = Counter(tuple(result.patches[0]) for result in results)
+        expected = {outcome: rows * value / sum(power.values()) for outcome, value in power.items()}
+        frequent = [outcome for outcome, count in expected.items() if count >= 20]
+        assert len(frequent) > 2
+        chi_square = sum((observed[outcome] - expected[outcome]) ** 2 / expected[outcome] for outcome in frequent)
+        assert chi_square < len(frequent) + 4 * (2 * len(frequent)) ** 0.5
+
+
+def test_a_text_ends_where_the_exact_method_gives_up(model: Calm) -> None:
+    options = replace(OPTIONS, temperature=0.05, method="exact", max_draws=60)
+    results = run(model, [[1, 2, 3, 4]] * 8, options)
+    ended = [result for result in results if result.finish_reason == "max_draws"]
+    assert len(ended) > 4
+    assert all(len(result.new_ids) == 4 * len(result.patches) < 20 for result in ended if PAD not in result.new_ids)
+    impossible = run(model, [[1, 2, 3, 4, NEVER]], replace(options, temperature=1.0))[0]
+    assert (impossible.finish_reason, impossible.new_ids, impossible.patches) == ("max_draws", [], [])
+
+
+def test_a_row_of_the_exact_method_is_the_row_alone(model: Calm) -> None:
+    options = replace(OPTIONS, max_new_tokens=9, temperature=0.7, method="exact")
+    together = run(model, PROMPTS[:3], options)
+    for i, prompt in enumerate(PROMPTS[:3]):
+        assert run(model, [prompt], options, draws=KeyedDraws(options.seed, streams=[i])) == [together[i]]
+
+
+def test_patches_have_no_logits(model: Calm) -> None:
+    with pytest.raises(UserError, match="no logits to divide"):
+        run(model, [[1, 2, 3, 4]], replace(OPTIONS, method="logits"))
+
+
 def test_no_prompts_give_no_results(model: Calm) -> None:
     assert run(model, []) == []
 
@@ -206,9 +252,11 @@ def test_foreign_ids_are_refused(model: Calm, prompt: list[int], place: str) -> 
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    with pytest.raises(UserError, match="a pool of 3 samples cannot hold 4 equal ones"):
+    with pytest.raises(UserError, match="num_samples = 3 samples cannot hold 4 equal ones"):
         GenerationOptions(max_new_tokens=4, temperature=0.25, num_samples=3)
-    with pytest.raises(UserError, match="not 1/n"):
-        GenerationOptions(max_new_tokens=4, temperature=0.7)
+    with pytest.raises(UserError, match="max_draws = 3 samples cannot hold 4 equal ones"):
+        GenerationOptions(max_new_tokens=4, temperature=0.25, method="exact", max_draws=3)
+    with pytest.raises(UserError, match=r"not in \(0, 1\]"):
+        GenerationOptions(max_new_tokens=4, temperature=1.2)
     with pytest.raises(UserError, match="max_new_tokens is 0"):
         GenerationOptions(max_new_tokens=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.generate.decode import generate
-from calm_megatron.generate.options import GenerationOptions
+from calm_megatron.generate.options import Exponent, GenerationOptions
 from calm_megatron.generate.temperature import select
 from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import one_rank
@@ -68,7 +68,7 @@ def test_pools_of_temperature_sampling(official: tuple[Calm, dict[str, Tensor], 
     assert torch.equal(model.autoencoder.tokens(pool_NBZ).transpose(0, 1), tensors["temp_pool_tokens"])
     single_1BZ = model.head.latents(hidden_BH, tensors["temp1_noise"].unsqueeze(0))
     pool_B1K = model.autoencoder.tokens(single_1BZ).transpose(0, 1)
-    assert torch.equal(select(pool_B1K, 1, torch.zeros(len(pool_B1K))), tensors["temp1_tokens"])
+    assert torch.equal(select(pool_B1K, Exponent(), torch.zeros(len(pool_B1K))), tensors["temp1_tokens"])
 
 
 def test_generation_at_temperature_one(official: tuple[Calm, dict[str, Tensor], dict[str, int]]) -> None:

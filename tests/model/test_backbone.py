@@ -128,10 +128,13 @@ def test_grouped_queries_are_repeated_key_heads(build: Build, ids_BT: Tensor) ->
 
 
 def test_rotary_angles_of_written_out_positions() -> None:
-    angles = rotary_angles(head_size=4, base=100.0, start=2, patches=2, device=torch.device("cpu"))
+    angles = rotary_angles(head_size=4, base=100.0, positions=torch.tensor([2, 3]))
     assert angles.shape == (2, 1, 1, 4)
     expected = torch.tensor([[2.0, 0.2, 2.0, 0.2], [3.0, 0.3, 3.0, 0.3]])  # 100^0 and 100^-1/2, halves repeated
     torch.testing.assert_close(angles[:, 0, 0], expected)
+    by_row = rotary_angles(head_size=4, base=100.0, positions=torch.tensor([[3, 2], [2, 3]]))
+    torch.testing.assert_close(by_row[0, :, 0], expected.flip(0))
+    torch.testing.assert_close(by_row[1, :, 0], expected)
 
 
 def test_recomputation_gives_the_same_gradients(build: Build, ids_BT: Tensor) -> None:

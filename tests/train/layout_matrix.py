@@ -59,6 +59,7 @@ class Layout:
             "train__recompute_granularity": "full" if self.recompute else "none",
             "train__micro_batch_size": self.micro_batch,
             "train__precision": self.precision,
+            "evaluation__rollout_positions": 6 if self.model != "calm" and self.pipe == 1 else 0,
         }
 
 
