@@ -32,7 +32,15 @@ EXTRAS = {
     "gpu": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
     "hf": ["transformers>=4.48"],
     "slurm": ["submitit>=1.5"],
-    "dev": ["mypy>=2.4", "pre-commit>=4", "pytest>=9", "pytest-timeout>=2.4", "ruff>=0.17", "types-PyYAML"],
+    "dev": [
+        "mypy>=2.4",
+        "pre-commit>=4",
+        "pytest>=9",
+        "pytest-timeout>=2.4",
+        "ruff>=0.17",
+        "transformers>=4.48",
+        "types-PyYAML",
+    ],
 }
 
 setup(

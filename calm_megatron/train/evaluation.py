@@ -104,8 +104,6 @@ def _config(request: EvaluationRequest) -> RunConfig:
     config = saved_config(request.model)
     if request.seed is not None:
         config = replace(config, run=replace(config.run, seed=request.seed))
-    if request.micro_batch_size is not None:
-        config = replace(config, train=replace(config.train, micro_batch_size=request.micro_batch_size))
     if request.sampling_steps is not None:
         config = replace(config, evaluation=replace(config.evaluation, sampling_steps=request.sampling_steps))
     if request.rollout_positions is not None:
@@ -117,6 +115,9 @@ def _config(request: EvaluationRequest) -> RunConfig:
             parallel=replace(config.parallel, pipeline_model_parallel_size=1),
         )
     check(config)
+    if request.micro_batch_size is not None:
+        # No matter whether it divides the training's global batch.
+        config = replace(config, train=replace(config.train, micro_batch_size=request.micro_batch_size))
     if request.data is not None:
         config = replace(config, data=_tested_on(request.data, config.data))
     if isinstance(config.model, CalmConfig):
