@@ -63,7 +63,7 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
     tree: Tree = {}
     origin: dict[str, str] = {}
     for file in files:
-        for path, value in _leaves(_read_yaml(Path(file))):
+        for path, value in _leaves(read_yaml(Path(file))):
             if path in origin:
                 raise UserError(
                     f"'{path}' is set by two files",
@@ -104,7 +104,12 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.dump(to_tree(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> Tree:
+def read_yaml(path: Path) -> Tree:
+    """A mapping, strictly: a key given twice is refused.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
     try:
         with path.open(encoding="utf-8") as stream:
             tree = yaml.load(stream, Loader=_StrictLoader)

@@ -1,0 +1,1 @@
+"""Grids of training runs and what they show side by side."""
