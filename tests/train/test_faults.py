@@ -78,15 +78,19 @@ def demand_equal_states(ours: Path, theirs: Path) -> None:
 
 
 def killed_in_a_save(run: Path, process: subprocess.Popen[bytes], dice: random.Random) -> bool:
-    """Kill a rank while a checkpoint is half written, after some that are whole; false if the run ended before."""
-    wanted = newest_step(run) + 2 * dice.randint(0, 4)
+    """Kill a rank while a checkpoint is half written, after some that are whole; false if none was or the run ended."""
+    # One at least is of this attempt: what an earlier one left half written is gone by then.
+    wanted = newest_step(run) + 2 * dice.randint(1, 4)
     while process.poll() is None:
-        partial = list((run / "checkpoints").glob(".step_*.partial"))
-        if partial and newest_step(run) >= wanted:
-            time.sleep(dice.random() * 0.005)
-            victims = ranks_of(process.pid)
-            os.kill(dice.choice(victims), signal.SIGKILL)
-            return any(path.exists() for path in partial)
+        if newest_step(run) < wanted:
+            time.sleep(0.002)
+            continue
+        victim = dice.choice(ranks_of(process.pid))
+        while not (partial := list((run / "checkpoints").glob(".step_*.partial"))) and process.poll() is None:
+            pass
+        time.sleep(dice.random() * 0.01)
+        os.kill(victim, signal.SIGKILL)
+        return any(path.exists() for path in partial)
     return False
 
 
@@ -108,12 +112,17 @@ def killed_at_any_time(process: subprocess.Popen[bytes], dice: random.Random) ->
 )
 def test_kills_at_any_moment_change_nothing(tmp_path: Path, small_corpus: Path, kills: int) -> None:
     straight, run, dice = tmp_path / "straight", tmp_path / "run", random.Random(kills)
-    whole = start(command(FAULTS, jobs(tmp_path, overrides_of(straight, small_corpus))), tmp_path / "straight.txt")
+
+    def wide(folder: Path) -> list[str]:
+        """Its checkpoints have 10 MB, so that writing one takes a while."""
+        return overrides_of(folder, small_corpus, model__ffn_hidden_size=2048)
+
+    whole = start(command(FAULTS, jobs(tmp_path, wide(straight))), tmp_path / "straight.txt")
     try:
         assert whole.wait(timeout=PATIENCE) == 0, (tmp_path / "straight.txt").read_text()[-3000:]
     finally:
         end(whole)
-    file, inside, report = jobs(tmp_path, overrides_of(run, small_corpus)), 0, []
+    file, inside, report = jobs(tmp_path, wide(run)), 0, []
     for kill in range(kills):
         process = start(command(FAULTS, file), tmp_path / "killed.txt")
         try:
@@ -126,7 +135,8 @@ def test_kills_at_any_moment_change_nothing(tmp_path: Path, small_corpus: Path, 
         finally:
             end(process)
         saved = published(run / "checkpoints")
-        report.append(f"kill {kill + 1}: newest checkpoint {saved[-1].name if saved else 'none'}")
+        where = "inside a save" if kill % 2 == 0 and hit else "elsewhere"
+        report.append(f"kill {kill + 1}, {where}: newest checkpoint {saved[-1].name if saved else 'none'}")
         if saved and saved[-1].name == f"step_{STEPS:08d}":
             shutil.rmtree(run)  # it came to its end; begin again, so that kills have something to hit
     last = start(command(FAULTS, file), tmp_path / "last.txt")
