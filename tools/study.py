@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import signal
 import time
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Progress:
 
 def main() -> None:
     """Train, compare, write."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs save before the study ends
     arguments = parse_arguments()
     cells = read_study(arguments.study, arguments.output)
     if arguments.show:

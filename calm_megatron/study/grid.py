@@ -151,7 +151,9 @@ def settings_that_differ(cell: Cell) -> list[str]:
     if not file.exists():
         return []
     theirs, ours = _leaves(dataclasses.asdict(load_run([file]))), _leaves(dataclasses.asdict(cell.config))
-    return sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    # A run fills in what is left open, such as the pad's id, which it finds in the data.
+    asked = {name for name, value in ours.items() if value is not None}
+    return sorted(name for name in asked | (theirs.keys() - ours.keys()) if theirs.get(name) != ours.get(name))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

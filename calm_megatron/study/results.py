@@ -117,7 +117,7 @@ def table(language: Sequence[LanguageRun], autoencoders: Sequence[AutoencoderRun
         )
     texts = [_markdown(rows)]
     if autoencoders:
-        accuracy = [(run.cell.name, f"{100 * run.scores['token_accuracy']:.3f}") for run in autoencoders]
+        accuracy = [(run.cell.name, f"{100 * run.scores['token_accuracy_sample']:.3f}") for run in autoencoders]
         texts.append(_markdown([("autoencoder", "token accuracy (%)"), *accuracy]))
     if (found := correlation(language)) is not None:
         texts.append(f"Pearson's correlation of cross-entropy and BrierLM along the baselines: {found:.3f}")
