@@ -23,6 +23,8 @@ class Point:
     """Of all training steps so far."""
     loss: float
     brierlm: float
+    from_probabilities: float | None = None
+    """BrierLM of a baseline as its probabilities say, with less noise than from samples."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,11 @@ class LanguageRun:
     cell: Cell
     parameters: int
     """The frozen autoencoder's not counted."""
+    tokens: int
+    flops: float
+    """Of the whole training."""
     points: tuple[Point, ...]
+    """All of the same sequences: the final evaluation is among them only if it is of as many as the others."""
     scores: Mapping[str, Any]
     """The final evaluation."""
 
@@ -76,39 +82,50 @@ def _language_run(cell: Cell, by_name: Mapping[str, Cell]) -> LanguageRun:
     costs = layer_costs(config, autoencoder)
     sequences = config.train.global_batch_size
     tokens, flops = sequences * config.data.seq_length, sequences * sum(cost.step_flops for cost in costs)
+    last = config.train.train_iters
+    same_to_the_end = config.evaluation.final_eval_iters == config.evaluation.eval_iters
     points = tuple(
-        Point(record.step * tokens, float(record.step * flops), record.values["loss"], record.values["brierlm"])
+        Point(
+            tokens=record.step * tokens,
+            flops=float(record.step * flops),
+            loss=record.values["loss"],
+            brierlm=record.values["brierlm"],
+            from_probabilities=record.values.get("brierlm_from_probabilities"),
+        )
         for record in read_log(cell.folder / FILE_NAME).validation
-        if "brierlm" in record.values
+        if "brierlm" in record.values and (record.step < last or same_to_the_end)
     )
     if not points:
         to_do = "set evaluation.eval_interval, and evaluation.rollout_positions for a baseline or K < 4"
         raise UserError(f"the run {cell.name} has no BrierLM", str(cell.folder), to_do)
-    return LanguageRun(cell, sum(cost.parameters for cost in costs), points, scores)
+    parameters = sum(cost.parameters for cost in costs)
+    return LanguageRun(cell, parameters, last * tokens, float(last * flops), points, scores)
 
 
-def correlation(runs: Sequence[LanguageRun]) -> float | None:
+def correlation(runs: Sequence[LanguageRun], from_probabilities: bool = False) -> float | None:
     """Pearson's between cross-entropy and BrierLM over the checkpoints of all baselines; none without two points.
 
     The paper (arXiv 2510.27688, section 5) finds -0.97 and calls BrierLM a substitute for perplexity by it.
     """
     points = [point for run in runs if run.is_baseline for point in run.points]
-    if len({point.loss for point in points}) < 2 or len({point.brierlm for point in points}) < 2:
+    pairs = [(point.loss, point.from_probabilities if from_probabilities else point.brierlm) for point in points]
+    known = [(loss, score) for loss, score in pairs if score is not None]
+    if any(len(set(column)) < 2 for column in zip(*known, strict=True)) or not known:
         return None
-    return statistics.correlation([point.loss for point in points], [point.brierlm for point in points])
+    return statistics.correlation(*map(list, zip(*known, strict=True)))
 
 
 def table(language: Sequence[LanguageRun], autoencoders: Sequence[AutoencoderRun]) -> str:
     """Two tables in Markdown, and the correlation."""
     rows = [("run", "parameters", "tokens", "FLOPs", "loss", "BrierLM", "95 %", "Brier-1 to 4 (%)")]
     for run in language:
-        last, scores = run.points[-1], run.scores
+        scores = run.scores
         rows.append(
             (
                 run.cell.name,
                 f"{run.parameters / 1e6:.2f} M",
-                f"{last.tokens / 1e6:.2f} M",
-                f"{last.flops:.2e}",
+                f"{run.tokens / 1e6:.2f} M",
+                f"{run.flops:.2e}",
                 f"{scores['loss']:.3f}",
                 f"{scores['brierlm']:.3f}",
                 f"{scores['brierlm_low']:.3f} to {scores['brierlm_high']:.3f}",
@@ -120,7 +137,11 @@ def table(language: Sequence[LanguageRun], autoencoders: Sequence[AutoencoderRun
         accuracy = [(run.cell.name, f"{100 * run.scores['token_accuracy_sample']:.3f}") for run in autoencoders]
         texts.append(_markdown([("autoencoder", "token accuracy (%)"), *accuracy]))
     if (found := correlation(language)) is not None:
-        texts.append(f"Pearson's correlation of cross-entropy and BrierLM along the baselines: {found:.3f}")
+        texts.append(
+            f"Pearson's correlation of cross-entropy and BrierLM along the baselines: {found:.3f} from samples"
+        )
+    if (found := correlation(language, from_probabilities=True)) is not None:
+        texts[-1] += f", {found:.3f} from probabilities"
     return "\n\n".join(texts) + "\n"
 
 

@@ -113,8 +113,9 @@ def test_figures_are_those_of_the_runs(study: tuple[Path, list[str]], cells: lis
     autoencoder = next(cell for cell in cells if cell.group == "autoencoder").config.model
     for run in runs:
         assert [point.tokens for point in run.points] == [step * 8 * 64 for step in (5, 10, 15, 20)]
+        assert run.tokens == 20 * 8 * 64
         costs = layer_costs(run.cell.config, None if run.is_baseline else autoencoder)  # type: ignore[arg-type]
-        assert run.points[-1].flops == STEPS * 8 * sum(cost.step_flops for cost in costs)
+        assert run.points[-1].flops == run.flops == STEPS * 8 * sum(cost.step_flops for cost in costs)
     assert len({point.loss for point in runs[0].points}) == 4
     folder, _ = study
     table = (folder / "runs" / "table.md").read_text()
@@ -132,6 +133,17 @@ def test_correlation_is_pearsons_over_the_baselines(cells: list[Cell]) -> None:
     halves = [replace(of_baseline, points=points[:2]), replace(of_baseline, points=points[2:])]
     assert correlation([*halves, of_calm]) == pytest.approx(np.corrcoef(losses, scores)[0, 1])
     assert correlation([of_calm]) is None
+    known = [replace(of_baseline, points=tuple(replace(each, from_probabilities=each.loss**2) for each in points))]
+    expected = np.corrcoef(losses, np.square(losses))[0, 1]
+    assert correlation(known, from_probabilities=True) == pytest.approx(expected)
+
+
+def test_an_evaluation_of_other_sequences_is_no_point(cells: list[Cell]) -> None:
+    cell = cells[0]
+    other = replace(cell.config, evaluation=replace(cell.config.evaluation, final_eval_iters=3))
+    assert [point.tokens for point in read_language_runs([replace(cell, config=other)])[0].points] == [
+        step * 8 * 64 for step in (5, 10, 15)
+    ]
 
 
 def test_a_run_that_fails_is_named(study: tuple[Path, list[str]], tmp_path: Path, small_corpus: Path) -> None:

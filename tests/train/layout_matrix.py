@@ -1,7 +1,7 @@
 """The layouts that must all give the run of one rank: a quick part for every test run, and all of them."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,11 @@ _IN_8_HEADS = ["model.num_attention_heads=8", "model.num_query_groups=4"]
 """Eight heads in four groups divide among four tensor ranks."""
 BASES = {
     "calm": [*CALM, *_IN_8_HEADS],
-    "calm_k2": [*CALM, *_IN_8_HEADS, "model.patch_size=2"],
+    **{f"calm_k{K}": [*CALM, *_IN_8_HEADS, f"model.patch_size={K}"] for K in (1, 2, 8)},
     "diffusion": [*DIFFUSION, *_IN_8_HEADS],
     "flow": [*FLOW, *_IN_8_HEADS],
+    "diffusion_k2": [*DIFFUSION, *_IN_8_HEADS, "model.patch_size=2"],
+    "flow_k8": [*FLOW, *_IN_8_HEADS, "model.patch_size=8"],
     "ar": [*AR, *_IN_8_HEADS],
 }
 
@@ -45,6 +47,11 @@ class Layout:
         return "_".join([*parts, f"mbs{self.micro_batch}", self.precision])
 
     @property
+    def patch_size(self) -> int:
+        """K of a CALM, and of the baseline 1."""
+        return int(dict(text.split("=", 1) for text in BASES[self.model])["model.patch_size"])
+
+    @property
     def reference(self) -> "Layout":
         """The run of one rank that it must give."""
         return Layout(model=self.model)
@@ -59,12 +66,12 @@ class Layout:
             "train__recompute_granularity": "full" if self.recompute else "none",
             "train__micro_batch_size": self.micro_batch,
             "train__precision": self.precision,
-            "evaluation__rollout_positions": 6 if self.model != "calm" and self.pipe == 1 else 0,
+            "evaluation__rollout_positions": 6 if self.patch_size < 4 and self.pipe == 1 else 0,
         }
 
 
-def autoencoders(folder: Path, corpus: Path) -> list[list[str]]:
-    """Overrides of the runs of the autoencoders that `overrides` names, with K = 4 and K = 2."""
+def autoencoders(folder: Path, corpus: Path, layouts: Iterable[Layout]) -> list[list[str]]:
+    """Overrides of the runs of the autoencoders that `overrides` names, one for each K."""
     return [
         settings(
             TRAINED_AUTOENCODER,
@@ -72,7 +79,7 @@ def autoencoders(folder: Path, corpus: Path) -> list[list[str]]:
             data__data_path=corpus,
             model__patch_size=patch_size,
         )
-        for patch_size in (4, 2)
+        for patch_size in sorted({layout.patch_size for layout in layouts if layout.model != "ar"})
     ]
 
 
@@ -80,7 +87,7 @@ def overrides(layout: Layout, folder: Path, name: str, corpus: Path, **changes: 
     """Overrides of a run in `folder / name`, with the autoencoder of its K beside it."""
     changes = {"run__directory": folder / name, "data__data_path": corpus, **layout.changes(), **changes}
     if layout.model != "ar":
-        changes["model__autoencoder"] = folder / f"autoencoder_{2 if layout.model == 'calm_k2' else 4}"
+        changes["model__autoencoder"] = folder / f"autoencoder_{layout.patch_size}"
     return settings(BASES[layout.model], **changes)
 
 
@@ -100,14 +107,15 @@ QUICK = (
     Layout("diffusion", tensor=2, pipe=2, sequence_parallel=True, zero=1, recompute=True, micro_batch=4),
     Layout("diffusion", tensor=2, data=2, zero=3),
     Layout("flow", pipe=4, micro_batch=1),
-    Layout("flow", tensor=4, sequence_parallel=True, precision="bf16"),
+    Layout("flow", tensor=4, sequence_parallel=True, zero=1, precision="bf16"),
 )
 """Each kind once that golden figures and test_layouts.py do not hold in another way; the whole matrix has the rest."""
 
 
 def every_layout() -> Iterator[Layout]:
-    """All that fit on eight ranks; recomputation and the size of micro-batches alternate."""
+    """All that fit on eight ranks; recomputation, the size of micro-batches and the rarer models alternate."""
     alternate = itertools.cycle(itertools.product((False, True), (1, 2, 4)))
+    others = itertools.cycle(("calm_k1", "calm_k8", "diffusion_k2", "flow_k8"))
     for tensor, pipe, data in itertools.product((1, 2, 4), (1, 2, 4), (1, 2)):
         if not 1 < tensor * pipe * data <= 8:
             continue
@@ -122,7 +130,7 @@ def every_layout() -> Iterator[Layout]:
                     recompute=recompute,
                     micro_batch=micro_batch,
                 )
-        for model in ("ar", "calm_k2", "diffusion", "flow"):
+        for model in ("ar", "calm_k2", "diffusion", "flow", next(others)):
             yield replace(place, model=model, sequence_parallel=tensor > 1, zero=1)
         for precision in ("bf16", "fp16"):
             yield replace(place, sequence_parallel=tensor > 1, zero=1, precision=precision)

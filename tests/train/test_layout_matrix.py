@@ -14,7 +14,7 @@ import torch
 from calm_megatron.checkpoint.load import whole_weights
 from calm_megatron.telemetry.run_log import read_log
 from tests.train.launches import LAYOUTS_WORKER, Program, launch
-from tests.train.layout_matrix import BASES, QUICK, Layout, autoencoders, every_layout, overrides
+from tests.train.layout_matrix import QUICK, Layout, autoencoders, every_layout, overrides
 
 LAST = "checkpoints/step_00000010"
 Train = Callable[[Iterable[Layout]], Path]
@@ -27,8 +27,9 @@ def train(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program:
 
     def run(layouts: Iterable[Layout]) -> Path:
         jobs: dict[int, list[list[str]]] = defaultdict(list)
-        jobs[1] = autoencoders(folder, small_corpus)
-        for layout in (*(Layout(model=model) for model in BASES), *layouts):
+        layouts = list(layouts)
+        jobs[1] = autoencoders(folder, small_corpus, layouts)
+        for layout in (*dict.fromkeys(layout.reference for layout in layouts), *layouts):
             jobs[layout.ranks].append(overrides(layout, folder, layout.name, small_corpus))
         for ranks, wanted in sorted(jobs.items()):
             launch(

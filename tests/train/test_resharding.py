@@ -15,7 +15,7 @@ from calm_megatron.checkpoint.load import saved_state
 from calm_megatron.checkpoint.pieces import KINDS
 from calm_megatron.telemetry.run_log import read_log
 from tests.train.launches import LAYOUTS_WORKER, Program, launch
-from tests.train.layout_matrix import BASES, Layout, autoencoders, overrides
+from tests.train.layout_matrix import Layout, autoencoders, overrides
 
 FIRST_HALF, ALL = 5, 15
 BATCH = {"train__global_batch_size": 12, "optimizer__lr_decay_iters": ALL}
@@ -74,8 +74,11 @@ def moved(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path, program:
     def run(moves: Iterable[Move]) -> Path:
         first: dict[int, list[list[str]]] = defaultdict(list)
         second: dict[int, list[list[str]]] = defaultdict(list)
-        first[1] = autoencoders(folder, small_corpus)
-        first[1] += [job(layout(model=model), model, ALL) for model in BASES]
+        moves = list(moves)
+        first[1] = autoencoders(folder, small_corpus, [move.before for move in moves])
+        first[1] += [
+            job(layout(model=model), model, ALL) for model in dict.fromkeys(move.before.model for move in moves)
+        ]
         if any(move.before == EIGHT for move in moves):
             first[8].append(job(EIGHT, EIGHT.name, ALL))
         for move in moves:
