@@ -4,12 +4,10 @@ import argparse
 from collections.abc import Sequence
 
 from calm_megatron.checkpoint.progress import Progress
-from calm_megatron.config.errors import UserError
+from calm_megatron.config.errors import REQUEUE, UserError
 from calm_megatron.config.files import load_run
 from calm_megatron.config.schema import RunConfig
-
-REQUEUE = 75
-"""Exit code of a run that was stopped by a signal and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
+from calm_megatron.launch import rank
 
 
 def parse(description: str, example: str, arguments: Sequence[str] | None = None) -> RunConfig:
@@ -21,6 +19,7 @@ def parse(description: str, example: str, arguments: Sequence[str] | None = None
     )
     parser.add_argument("files", nargs="+", metavar="CONFIG.yaml", help="model file, machine file, ...")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the files")
+    rank.prepare()
     given = parser.parse_args(arguments)
     words = [*given.files, *given.overrides]
     files = [word for word in words if "=" not in word]
