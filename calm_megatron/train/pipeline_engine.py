@@ -60,9 +60,7 @@ class PipelineEngine(Engine):
     def _initialise(self, settings: dict[str, Any]) -> Any:
         grid = self.grid
         self._stage = Stage(self.model, self.task, grid.stages)
-        topology = PipeModelDataParallelTopology(
-            num_pp=grid.stages.size, num_mp=grid.tensor_size, num_dp=grid.data_parallel_size
-        )
+        topology = topology_of(grid)
         # One layer a stage: the cut is ours (plan/stages.py), as DeepSpeed balances parameters or numbers of layers.
         module = PipelineModule([self._stage] * grid.stages.size, topology=topology, partition_method="uniform")
         _demand_same_place(module.mpu(), grid)
@@ -99,6 +97,13 @@ class PipelineEngine(Engine):
         nothing = torch.zeros(1, device=self.grid.device)
         self.engine.train_batch(iter([(nothing, nothing)] * len(micro_batches)))
         return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
+
+
+def topology_of(grid: Grid) -> PipeModelDataParallelTopology:
+    """The places of all ranks, as DeepSpeed's pipeline numbers them."""
+    return PipeModelDataParallelTopology(
+        num_pp=grid.stages.size, num_mp=grid.tensor_size, num_dp=grid.data_parallel_size
+    )
 
 
 def _norm_in_one_sum(optimizer: Any) -> Tensor:
