@@ -20,7 +20,13 @@ def main() -> None:
     add("job", type=Path, metavar="JOB.yaml", help="what the job asks Slurm for")
     add("words", nargs="+", metavar="CONFIG.yaml | section.key=value", help="files and settings; slurm.* are the job's")
     add("--submit", action="store_true", help="take the snapshot and submit; without it the script is shown only")
-    add("--chain", type=int, default=1, metavar="N", help="submit N jobs, each for the case that the last did not finish")
+    add(
+        "--chain",
+        type=int,
+        default=1,
+        metavar="N",
+        help="submit N jobs, each for the case that the last did not finish",
+    )
     given = parser.parse_intermixed_args()
     settings = [word for word in given.words if "=" in word]
     ours = [word for word in settings if word.startswith("slurm.")]

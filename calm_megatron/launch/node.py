@@ -30,9 +30,7 @@ def main(words: Sequence[str]) -> int:
         word = Word(this_node(), 0)
     except ChildFailedError as error:
         print(error, file=sys.stderr, flush=True)
-        failures = [
-            Failure(rank, int(failure.exitcode), failure.timestamp) for rank, failure in error.failures.items()
-        ]
+        failures = [Failure(rank, int(failure.exitcode), failure.timestamp) for rank, failure in error.failures.items()]
         first = min(failures, key=lambda failure: failure.time).code
         word = Word(this_node(), first if first >= 0 else 128 - first, tuple(failures))
     except SignalException as error:

@@ -75,7 +75,9 @@ class Story:
     def end(self, outcome: Outcome) -> None:
         """Note how it ended."""
         suspect = f"; look at {outcome.suspect}" if outcome.suspect else ""
-        self._tell("outcome", f"{outcome.kind} at step {outcome.step}: {outcome.reason}{suspect}", outcome=asdict(outcome))
+        self._tell(
+            "outcome", f"{outcome.kind} at step {outcome.step}: {outcome.reason}{suspect}", outcome=asdict(outcome)
+        )
 
     def past(self) -> list[tuple[Attempt, Outcome | None]]:
         """All attempts of the run, the oldest first."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from megatron.core.parallel_state import RankGenerator
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from calm_megatron.checkpoint.load import saved_config
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, BackboneConfig, CalmConfig, RunConfig
 from calm_megatron.data.sampler import BatchSchedule
@@ -23,6 +25,10 @@ from calm_megatron.model.names import AR_ENTRIES, CALM_ENTRIES, entry_of
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
+from calm_megatron.plan.activations import activation_memory
+from calm_megatron.plan.memory import state_memory
+from calm_megatron.plan.report import compact, table
+from calm_megatron.plan.stages import stage_layers
 from calm_megatron.train.ar_task import new_ar
 from calm_megatron.train.calm_task import new_calm
 from calm_megatron.train.pipeline_engine import topology_of
@@ -142,9 +148,7 @@ def _module(config: RunConfig, grid: Grid, autoencoder: AutoencoderConfig | None
 
 def published_autoencoder(model: CalmConfig) -> AutoencoderConfig:
     """The published one, with CALM's patch, latent and vocabulary sizes."""
-    return AutoencoderConfig(
-        vocab_size=model.vocab_size, patch_size=model.patch_size, latent_size=model.latent_size
-    )
+    return AutoencoderConfig(vocab_size=model.vocab_size, patch_size=model.patch_size, latent_size=model.latent_size)
 
 
 def _demand_same_places(grid: Grid) -> None:
@@ -186,3 +190,63 @@ def _whole_shape(config: RunConfig, name: str, shape: tuple[int, ...]) -> tuple[
     assert isinstance(config.model, BackboneConfig)
     size = config.parallel.tensor_model_parallel_size
     return Sharding(config.model, 0, size).whole_shape(name, torch.Size(shape)) if size > 1 else shape
+
+
+def dry_run_text(config: RunConfig, world_size: int) -> str:
+    """What was built for each place of the model, which files a checkpoint will have, and the stages' memory.
+
+    Raises:
+        UserError: as `dry_run` does.
+    """
+    autoencoder, source = _autoencoder_of(config)
+    built = dry_run(config, world_size, autoencoder)
+    rows = [("stage", "ranks", "tensor", "weights", "cut", "numbers", "layers")]
+    layers = _layers_by_stage(config, autoencoder)
+    for part in built.parts:
+        step = part.ranks[1] - part.ranks[0] if len(part.ranks) > 1 else 1
+        ranks = f"{part.ranks[0]}" if len(part.ranks) == 1 else f"{part.ranks[0]} to {part.ranks[-1]} by {step}"
+        sizes = (str(len(part.shapes)), str(len(part.cut)), f"{part.numbers:,}")
+        rows.append((str(part.stage), ranks, str(part.tensor_rank), *sizes, layers[part.stage]))
+    files = sorted(built.file_weights())
+    layout = config.parallel
+    lines = [
+        f"dry run on {world_size} ranks: {layout.tensor_model_parallel_size} tensor x "
+        f"{layout.pipeline_model_parallel_size} pipeline x {built.data_ranks} data, {built.micro_batches} micro-batches "
+        f"a step; {built.parameters:,} parameters were built{source}",
+        *table(rows, left=6),
+        f"a checkpoint: {files[0]} to {files[-1]}, {len(files)} files, in each a run of the weights of its rank",
+    ]
+    if isinstance(config.model, CalmConfig):
+        lines += ["", *_memory_lines(config, built.data_ranks, autoencoder)]
+    return "\n".join(lines)
+
+
+def _autoencoder_of(config: RunConfig) -> tuple[AutoencoderConfig | None, str]:
+    """That of CALM, and a remark if it is not the trained one."""
+    model = config.model
+    if not isinstance(model, CalmConfig):
+        return None, ""
+    if Path(model.autoencoder).exists():
+        found = saved_config(model.autoencoder).model
+        assert isinstance(found, AutoencoderConfig)
+        return found, ""
+    return published_autoencoder(model), f" ({model.autoencoder} is not there: the published autoencoder is assumed)"
+
+
+def _layers_by_stage(config: RunConfig, autoencoder: AutoencoderConfig | None) -> list[str]:
+    stages = config.parallel.pipeline_model_parallel_size
+    if isinstance(config.model, AutoencoderConfig):
+        return ["all"]
+    return [compact(names) for names in stage_layers(config, stages, autoencoder)]
+
+
+def _memory_lines(config: RunConfig, data_ranks: int, autoencoder: AutoencoderConfig | None) -> list[str]:
+    lines = ["GB on a rank at the peak, by the formulas of tools/plan.py"]
+    for stage in range(config.parallel.pipeline_model_parallel_size):
+        state = state_memory(config, data_ranks, stage, autoencoder).total / 1e9
+        try:
+            work = f"{activation_memory(config, data_ranks, stage, autoencoder).total / 1e9:.2f} activations"
+        except TypeError:
+            work = "activations unknown for this head"
+        lines.append(f"  stage {stage}: {state:.2f} weights, gradients and optimizer, {work}")
+    return lines

@@ -14,7 +14,9 @@ from calm_megatron.launch.words import Failure, Word, judge
 from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import ROOT
 
-SUPERVISE = "from calm_megatron.launch.supervise import *; run_command_line(lambda: Supervisor(sys.argv[1:], 0.01).main())"
+SUPERVISE = (
+    "from calm_megatron.launch.supervise import *; run_command_line(lambda: Supervisor(sys.argv[1:], 0.01).main())"
+)
 SAVES = "import pathlib, sys; run = pathlib.Path(sys.argv[1].partition('=')[2]) / 'checkpoints'\n"
 """Begins a program that is given `run.directory=...`."""
 
@@ -135,9 +137,7 @@ def test_judgements(words: list[Word], code: int, expected: tuple[str, str | Non
 def test_a_node_tells_how_its_ranks_ended(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, signal, time\n"
-        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "time.sleep(60)\n"
+        "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CALM_ATTEMPT_FOLDER": str(tmp_path)}
     node = [sys.executable, "-m", "calm_megatron.launch.node", "--standalone", "--nproc-per-node", "2", str(script)]
