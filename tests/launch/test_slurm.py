@@ -175,7 +175,7 @@ def test_usr1_saves_and_the_job_goes_back_into_the_queue(submit: Callable[..., J
     stopped, finished = job.wait_for_the_end()
     assert stopped and stopped.kind == "stopped" and 20 <= stopped.step < STEPS, job.output
     assert finished and finished.kind == "finished"
-    assert "stopped by SIGUSR1" in [e for e in read_log(job.run / "log.jsonl").events if e.kind == "stop"][0].message
+    assert "stopped by SIGUSR1" in next(e for e in read_log(job.run / "log.jsonl").events if e.kind == "stop").message
     demand_the_same(job.run, straight)
 
 
