@@ -32,7 +32,7 @@ class JobConfig(Section):
     time: _Time = "24:00:00"
     """Time limit, as Slurm writes it."""
     warning_seconds: Annotated[int, Field(ge=90, strict=True)] = 300
-    """Before the time limit the run saves and goes back into the queue: long enough for a checkpoint and a validation."""
+    """Before the time limit the run saves and goes back into the queue: enough for a checkpoint and a validation."""
     requeue: Switch = True
     """Let Slurm start the job again when it is preempted or loses a node."""
     max_idle_starts: PositiveInt = 3

@@ -74,8 +74,8 @@ def _body(job: JobConfig, program: Program) -> Iterator[str]:
     yield 'export PYTHONPATH="$code" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'
     yield f"export CALM_WARNING_SECONDS={job.warning_seconds} CALM_MAX_IDLE_STARTS={job.max_idle_starts}"
     yield ""
-    yield "# One launcher a node, which starts its ranks. The supervisor starts all of them again when one is lost, and puts"
-    yield "# the job back into the queue when its time is over."
+    yield "# One launcher a node, which starts its ranks. The supervisor starts all of them again when one is lost,"
+    yield "# and puts the job back into the queue when its time is over."
     python = "python" if job.virtual_environment is not None else "python3"
     commands = [
         f"exec {python} -m calm_megatron.launch.supervise",
