@@ -89,7 +89,7 @@ def _memory(layout: Layout, gpu: Device) -> str:
         )  # fmt: skip
         rows.append((str(number), *(f"{size / _GB:.2f}" for size in sizes)))
     verdict = "fits" if layout.fits(gpu) else "does not fit"
-    title = f"GB on a rank at the peak, by stage; {verdict} into 90 % of the {gpu.memory_gb:g} GB of a {gpu.name}"
+    title = f"GB on a rank at the peak, by stage; {verdict} into 90 % of the {gpu.memory_gb:g} GB of one {gpu.name}"
     return "\n".join([title, *table(rows, left=0)])
 
 
@@ -105,7 +105,7 @@ def _traffic(layout: Layout, autoencoder: AutoencoderConfig | None) -> str:
 
 def _pace(found: Pace | None, config: RunConfig, gpus: int, gpu: Device, assumed: Assumptions) -> str:
     if found is None:
-        return f"time: unknown, as the peak of a {gpu.name} in {config.train.precision} is ({gpu.source})"
+        return f"time: unknown, as the peak of one {gpu.name} in {config.train.precision} is ({gpu.source})"
     tokens = config.train.global_batch_size * config.data.seq_length
     lines = [
         f"time on {gpus} x {gpu.name}, an estimate",

@@ -77,8 +77,17 @@ class Job:
 
     @property
     def state(self) -> str:
-        """In Slurm's words."""
-        return asked("squeue", "-h", "-j", self.number, "-o", "%T")
+        """In Slurm's words; GONE when it has forgotten the job, and UNKNOWN while it does not answer."""
+        words = ["squeue", "-h", "-j", self.number, "-t", "all", "-o", "%T"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return "GONE" if "Invalid job id" in done.stderr else "UNKNOWN"
+        return done.stdout.strip() or "GONE"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether Slurm has no more to do for it."""
+        return self.state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
 
     @property
     def output(self) -> str:
@@ -96,18 +105,18 @@ class Job:
 
     def wait_for_step(self, step: int) -> None:
         """Until a checkpoint of this step or a later one is there."""
-        self.wait(lambda: newest_step(self.run) >= step or self.state == "")
+        self.wait(lambda: newest_step(self.run) >= step or self.has_ended)
         assert self.state == "RUNNING", self.output
 
     def wait_for_the_end(self) -> list[Outcome | None]:
         """Until Slurm has no more to do; returns how each attempt ended."""
-        self.wait(lambda: self.state == "")
+        self.wait(lambda: self.has_ended)
         return [outcome for _, outcome in Story(self.run, "").past()]
 
     def cancel(self) -> None:
         """Leave nothing behind."""
         asked("scancel", self.number)
-        self.wait(lambda: self.state == "")
+        self.wait(lambda: self.has_ended)
 
     def processes(self, *words: str) -> list[int]:
         """Of this job, with all of these words in their command line."""
