@@ -79,7 +79,7 @@ def _stage_alone(trained: Engine, batch: Batch, state: Tensor) -> tuple[float, f
     if isinstance(result, Tensor):
         result.backward(torch.zeros_like(result))
     else:
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        result.loss.backward()
     end = time.perf_counter()
     trained.model.zero_grad(set_to_none=False)
     return middle - start_of_pass, end - middle

@@ -91,8 +91,10 @@ def judge(words: Sequence[Word], nodes: Sequence[str], code: int, step: int) -> 
         return Outcome("crashed", code, what, silent[0], step)
     if any(word.code == 128 + signal.SIGTERM for word in words):
         return Outcome("stopped", code, "SIGTERM stopped it", step=step)
-    errors = [(word.error, word.node) for word in words if word.error] or [("", None)]
-    return Outcome("crashed", code, errors[0][0] or "ranks lost each other", errors[0][1], step)
+    broken = next((word for word in words if word.error), None)
+    if broken is not None:
+        return Outcome("crashed", code, broken.error, broken.node, step)
+    return Outcome("crashed", code, "ranks lost each other", step=step)
 
 
 def _ended(code: int) -> str:

@@ -112,7 +112,7 @@ def _variants(config: RunConfig, gpus: int) -> Iterator[RunConfig]:
                         train = replace(
                             config.train,
                             micro_batch_size=micro_batch,
-                            recompute_granularity=recompute,  # type: ignore[arg-type]
+                            recompute_granularity=recompute,
                         )
                         yield replace(config, parallel=parallel, train=train)
 

@@ -80,7 +80,7 @@ def _parts(config: RunConfig, model: CalmConfig, autoencoder: AutoencoderConfig 
 
 def _memory(layout: Layout, gpu: Device) -> str:
     kinds = ("weights", "master weights", "moments", "gradients", "buckets", "activations", "again", "head samples")
-    rows = [("stage", *kinds, "targets", "all")]
+    rows: list[tuple[str, ...]] = [("stage", *kinds, "targets", "all")]
     for number, stage in enumerate(layout.memory):
         state, work = stage.state, stage.work
         sizes = (

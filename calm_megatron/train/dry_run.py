@@ -97,7 +97,7 @@ def dry_run(config: RunConfig, world_size: int, autoencoder: AutoencoderConfig |
         )
     data_ranks = world_size // model_ranks
     BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, data_ranks)
-    parts = []
+    parts: list[Part] = []
     for stage in range(stages):
         for tensor_rank in range(tensor_size):
             first = stage * data_ranks * tensor_size + tensor_rank
@@ -208,11 +208,10 @@ def dry_run_text(config: RunConfig, world_size: int) -> str:
         sizes = (str(len(part.shapes)), str(len(part.cut)), f"{part.numbers:,}")
         rows.append((str(part.stage), ranks, str(part.tensor_rank), *sizes, layers[part.stage]))
     files = sorted(built.file_weights())
-    layout = config.parallel
+    tensor, stages = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     lines = [
-        f"dry run on {world_size} ranks: {layout.tensor_model_parallel_size} tensor x "
-        f"{layout.pipeline_model_parallel_size} pipeline x {built.data_ranks} data, {built.micro_batches} micro-batches "
-        f"a step; {built.parameters:,} parameters were built{source}",
+        f"dry run on {world_size} ranks: {tensor} tensor x {stages} pipeline x {built.data_ranks} data, "
+        f"{built.micro_batches} micro-batches a step; {built.parameters:,} parameters were built{source}",
         *table(rows, left=6),
         f"a checkpoint: {files[0]} to {files[-1]}, {len(files)} files, in each a run of the weights of its rank",
     ]
