@@ -99,8 +99,9 @@ class Job:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, self.output
-            if self.state == "PENDING":  # Slurm lets a requeued job wait for two minutes
-                asked("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+            if self.state == "PENDING":
+                # Slurm lets a requeued job wait for two minutes; and a test may have shortened its time.
+                asked("scontrol", "update", f"JobId={self.number}", "StartTime=now", "TimeLimit=1-00:00:00")
             time.sleep(0.2)
 
     def wait_for_step(self, step: int) -> None:
