@@ -8,6 +8,13 @@ from collections.abc import Callable
 
 _GRACE_SECONDS = 5
 
+MISTAKE = 2
+"""Exit code when something has to be mended by hand: to start again as it is would end the same."""
+RANK_LOST = 69
+"""Exit code of a rank that lost another one: the cause lies there (EX_UNAVAILABLE of sysexits.h)."""
+REQUEUE = 75
+"""Exit code of a run that was stopped by a signal and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
+
 
 class UserError(Exception):
     """Something outside the code is wrong: a file, a setting, an environment.
@@ -17,6 +24,8 @@ class UserError(Exception):
         where: file, line, setting or rank that it concerns.
         what_to_do: the next step for the user.
     """
+
+    exit_code = MISTAKE
 
     def __init__(self, what: str, where: str = "", what_to_do: str = "") -> None:
         self.what, self.where, self.what_to_do = what, where, what_to_do
@@ -32,7 +41,7 @@ class UserError(Exception):
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run a command line's `main`: a `UserError` becomes one message on stderr and exit code 2."""
+    """Run a command line's `main`: a `UserError` becomes one message on stderr and its exit code."""
     # megatron-core warns at import, file by file, that GPU libraries are missing, and it and DeepSpeed call what newer
     # releases of torch rename: news for their authors, not for users of the pinned versions.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|full scope is deprecated)", module="megatron")
@@ -45,7 +54,7 @@ def run_command_line(main: Callable[[], int | None]) -> None:
             # What is wrong everywhere is told by rank 0, after which the launcher ends the others while they wait here.
             time.sleep(_GRACE_SECONDS)
         print(f"error: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

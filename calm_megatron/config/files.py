@@ -23,7 +23,7 @@ from calm_megatron.config.schema import RunConfig
 
 Tree = dict[str, Any]
 
-_RUN = TypeAdapter(RunConfig)
+T = typing.TypeVar("T")
 
 _YAML12_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$")
 
@@ -60,6 +60,15 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
         UserError: for a missing file, YAML that does not parse, an unknown or repeated key, a wrong value, or
             settings that contradict each other.
     """
+    return parse_run(merge(files, overrides), ", ".join(map(str, files)) or "the command line")
+
+
+def merge(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Tree:
+    """The settings of YAML files, and those of the command line over them, as plain values.
+
+    Raises:
+        UserError: for a missing file, YAML that does not parse, or a repeated key.
+    """
     tree: Tree = {}
     origin: dict[str, str] = {}
     for file in files:
@@ -80,18 +89,27 @@ def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunC
             raise UserError(f"'{path}' is given twice on the command line", text, "keep one of them")
         seen.add(path)
         _put(tree, path, value, "the command line")
-    return parse_run(tree, ", ".join(map(str, files)) or "the command line")
+    return tree
 
 
 def parse_run(tree: Tree, where: str) -> RunConfig:
     """Turn a tree of plain values into a checked `RunConfig`; `where` names its source in messages."""
-    try:
-        config = _RUN.validate_python(tree)
-    except ValidationError as error:
-        problems = [_explain(detail) for detail in error.errors(include_url=False)]
-        raise UserError("\n".join(problems), where, "see examples/ and docs/config.md for every setting") from None
+    config = build(RunConfig, tree, where, "see examples/ and docs/config.md for every setting")
     check(config)
     return config
+
+
+def build(cls: type[T], tree: Tree, where: str, what_to_do: str) -> T:
+    """Turn a tree of plain values into a dataclass of sections.
+
+    Raises:
+        UserError: names every setting that is unknown, missing or of the wrong type.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(tree)
+    except ValidationError as error:
+        problems = [_explain(detail, cls) for detail in error.errors(include_url=False)]
+        raise UserError("\n".join(problems), where, what_to_do) from None
 
 
 def to_tree(config: Any) -> Tree:
@@ -166,7 +184,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, cls: type) -> str:
     """One line for one of pydantic's complaints, with the nearest valid name where a name is wrong."""
     location = list(detail["loc"])
     # pydantic names the kinds that it took by their tags.
@@ -175,7 +193,7 @@ def _explain(detail: Any) -> str:
     path = ".".join(map(str, location))
     kind, given = detail["type"], detail["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return _explain_unknown(path, {"model": model_type, "model.head": head_type})
+        return _explain_unknown(path, cls, {"model": model_type, "model.head": head_type})
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"'{path}' is required and not set"
     if kind == "union_tag_not_found":
@@ -190,8 +208,8 @@ def _explain(detail: Any) -> str:
     return f"'{path}' cannot be {given!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}{hint}"
 
 
-def _explain_unknown(path: str, kinds: Mapping[str, str | None]) -> str:
-    known = list(setting_names(RunConfig, kinds=kinds))
+def _explain_unknown(path: str, cls: type, kinds: Mapping[str, str | None]) -> str:
+    known = list(setting_names(cls, kinds=kinds))
     section, _, name = path.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     near = difflib.get_close_matches(name, siblings, n=1)

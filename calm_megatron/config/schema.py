@@ -273,6 +273,8 @@ class ParallelConfig(Section):
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     check_replicas_interval: NonNegativeInt = 0
     """Steps between checks that all copies of a weight are equal to the last bit; 0 never checks."""
+    startup_check: Switch = True
+    """Before the first step let all ranks compare versions, check sums, and measure work, links, memory and disk."""
     distributed_timeout_minutes: PositiveFloat = 10.0
     """How long a rank waits for the others before it gives up."""
 
@@ -327,6 +329,12 @@ class LoggingConfig(Section):
     """Steps between printed lines; every step goes to the files."""
     tensorboard: Switch = True
     """Write TensorBoard scalars into the run folder."""
+    straggler_interval: NonNegativeInt = 100
+    """Steps between reports of the ranks' own times, which name slow ones; 0 never reports."""
+    profile_first_step: PositiveInt | None = None
+    """Step from which torch's profiler writes traces for TensorBoard into `profile/`; none never does."""
+    profile_steps: PositiveInt = 3
+    """Steps of the profiler's window."""
     progress_bar: Switch = True
     """Show a bar with the time left, where stderr is a terminal."""
 

@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.parallel import cpu_backend
+from calm_megatron.parallel.lost_ranks import RankLost
 from calm_megatron.parallel.pipeline_ranks import PipelineRanks
 
 
@@ -65,7 +66,7 @@ def start(timeout_minutes: float = 10.0, tensor_size: int = 1, pipeline_size: in
         pipeline_size: stages, each with its part of the layers: the farthest apart, as they talk the least.
 
     Raises:
-        UserError: when the other ranks do not answer.
+        RankLost: when the other ranks do not answer.
     """
     cpu_backend.switch_off_shared_memory_op()
     cpu_backend.place_megatron_buffers_on_cpu()
@@ -127,7 +128,7 @@ def _join(timeout: timedelta) -> None:
     except (dist.DistError, ValueError) as error:
         rank, world = os.environ["RANK"], os.environ.get("WORLD_SIZE")
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
+        raise RankLost(
             f"rank {rank} of {world} could not join the others: {error}",
             f"rendezvous {address}",
             "check that every rank was started with the same address and world size",

@@ -3,15 +3,21 @@
 import contextlib
 from collections.abc import Iterator
 
-from calm_megatron.config.errors import UserError
+from calm_megatron.config.errors import RANK_LOST, UserError
 
 _SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "timed out")
 """What gloo and NCCL say."""
 
 
+class RankLost(UserError):
+    """Another rank is gone: not this one's fault, and to start again may do."""
+
+    exit_code = RANK_LOST
+
+
 @contextlib.contextmanager
 def told(rank: int, stacks: str) -> Iterator[None]:
-    """Turn the error of a collective whose other ranks are gone or late into a `UserError`.
+    """Turn the error of a collective whose other ranks are gone or late into a `RankLost`.
 
     Args:
         rank: of this process.
@@ -23,7 +29,7 @@ def told(rank: int, stacks: str) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         if not any(sign in reason for sign in _SIGNS):
             raise
-        raise UserError(
+        raise RankLost(
             f"another rank is gone or late: {reason}",
             f"rank {rank}",
             f"look for the first error of the others, and for the stacks of late ranks in {stacks}; then start again, "

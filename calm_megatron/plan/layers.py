@@ -6,6 +6,7 @@ Attention counts the causal half of all pairs of positions, as if no document en
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from calm_megatron.config.schema import AutoencoderConfig, BackboneConfig, CalmConfig, EnergyHeadConfig, RunConfig
 from calm_megatron.plan.shapes import Matrix, encoder, model_layers
@@ -40,6 +41,7 @@ def layer_names(model: BackboneConfig) -> tuple[str, ...]:
     return tuple(model_layers(model))
 
 
+@lru_cache(maxsize=256)
 def layer_costs(config: RunConfig, autoencoder: AutoencoderConfig | None = None) -> tuple[LayerCost, ...]:
     """What each layer of CALM or of the baseline costs, in the order of `layer_names`.
 

@@ -61,7 +61,7 @@ def plan_text(config: RunConfig, stages: Sequence[int], autoencoder: Autoencoder
     parameters, flops = sum(cost.parameters for cost in costs), sum(cost.step_flops for cost in costs)
     left_out = ", the frozen encoder's left out" if isinstance(config.model, CalmConfig) and autoencoder is None else ""
     head = (
-        f"{len(costs)} layers, {parameters:,} parameters, {_short(flops)} FLOPs of forward and backward pass for a "
+        f"{len(costs)} layers, {parameters:,} parameters, {short(flops)} FLOPs of forward and backward pass for a "
         f"sequence of {config.data.seq_length} tokens{left_out}"
     )
     return "\n\n".join([head, *(_stages_text(costs, number) for number in stages)])
@@ -81,19 +81,19 @@ def _stages_text(costs: Sequence[LayerCost], number: int) -> str:
         held = [costs[layer] for layer in layers]
         flops = sum(cost.step_flops for cost in held)
         parameters = sum(cost.parameters for cost in held)
-        names = _compact([cost.name for cost in held])
-        rows.append((str(stage), names, f"{parameters:,}", _short(flops), f"{flops / mean:.3f}"))
+        names = compact([cost.name for cost in held])
+        rows.append((str(stage), names, f"{parameters:,}", short(flops), f"{flops / mean:.3f}"))
     theirs = {
         "DeepSpeed's parameters": parameter_cut([cost.parameters for cost in costs], number),
         "DeepSpeed's uniform": uniform_cut(len(costs), number),
     }
-    lines = [f"{number} stages", *_table(rows), "slowest stage to the mean"]
+    lines = [f"{number} stages", *table(rows), "slowest stage to the mean"]
     for name, stages in {"this plan": ours, **theirs}.items():
         lines.append(f"  {name:<23} {slowest_to_mean(costs, stages):.3f}")
     return "\n".join(lines)
 
 
-def _compact(names: Sequence[str]) -> str:
+def compact(names: Sequence[str]) -> str:
     """`layers.0, layers.1, final_norm` as `layers.0-1, final_norm`."""
     parts = []
     for _, group in groupby(names, lambda name: name.rstrip("0123456789")):
@@ -102,16 +102,17 @@ def _compact(names: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of columns under each other: the text of `layers` to the left, figures to the right."""
+def table(rows: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
+    """Lines of columns under each other: the column `left` to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  " + "  ".join(f"{cell:{'<' if place == 1 else '>'}{widths[place]}}" for place, cell in enumerate(row))
+        "  "
+        + "  ".join(f"{cell:{'<' if place == left else '>'}{widths[place]}}" for place, cell in enumerate(row)).rstrip()
         for row in rows
     ]
 
 
-def _short(number: int) -> str:
+def short(number: int) -> str:
     """Three digits behind the point and a unit letter: `51.283T`."""
     for size, letter in ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M")):
         if number >= size:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from calm_megatron.config.schema import AutoencoderConfig, RunConfig
 from calm_megatron.plan.layers import layer_costs
 
 
+@lru_cache(maxsize=256)
 def stage_layers(
     config: RunConfig, stages: int, autoencoder: AutoencoderConfig | None = None
 ) -> tuple[tuple[str, ...], ...]:

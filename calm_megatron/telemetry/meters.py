@@ -1,5 +1,6 @@
 """How fast a run goes, how long it still takes and how much memory it took."""
 
+import os
 import resource
 import statistics
 import sys
@@ -7,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -23,6 +25,10 @@ class StepMeasures:
     """Over the last steps of the window, the first step of the process left out."""
     seconds_left: float | None
     """For the rest of the run, at the median pace of the window."""
+    host_gib: float
+    """Resident memory of this process now."""
+    gpu_gib: float | None
+    """Memory that tensors hold on the GPU now; none without a GPU."""
     host_peak_gib: float
     """Largest resident memory of this process so far."""
     gpu_peak_gib: float | None
@@ -74,6 +80,8 @@ class StepMeter:
             seconds=seconds,
             tokens_per_second=self._tokens_per_second(),
             seconds_left=self._seconds_left(step),
+            host_gib=host_bytes() / GIB,
+            gpu_gib=torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None,
             host_peak_gib=host_peak_bytes() / GIB,
             gpu_peak_gib=torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None,
         )
@@ -86,6 +94,12 @@ class StepMeter:
         if not self._seconds_of_steps:
             return None
         return max(self._train_iters - step, 0) * statistics.median(self._seconds_of_steps)
+
+
+def host_bytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def host_peak_bytes() -> int:

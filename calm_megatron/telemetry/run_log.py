@@ -20,6 +20,8 @@ from calm_megatron.config.errors import UserError
 
 FILE_NAME = "log.jsonl"
 BEGINNINGS = ("start", "resume")
+FROM_OUTSIDE = ("attempt", "outcome")
+"""Events that the job's supervisor tells, while no process of the run is alive (launch/story.py)."""
 _OWN_NAMES = frozenset({"kind", "step", "time", "event", "message"})
 
 RecordKind = Literal["train", "validation"]
@@ -149,7 +151,8 @@ class _Reader:
 
     def _take_event(self, event: Event) -> None:
         self._events.append(event)
-        self._note_time(event.time, begins=event.kind in BEGINNINGS)
+        if event.kind not in FROM_OUTSIDE:
+            self._note_time(event.time, begins=event.kind in BEGINNINGS)
         if event.kind in BEGINNINGS:
             for kind, of_kind in self._records.items():
                 self._records[kind] = {step: record for step, record in of_kind.items() if step <= event.step}

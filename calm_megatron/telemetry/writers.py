@@ -11,6 +11,7 @@ from calm_megatron.config.schema import LoggingConfig
 from calm_megatron.telemetry.console import Console
 from calm_megatron.telemetry.environment import describe_environment
 from calm_megatron.telemetry.meters import StepMeasures, StepMeter
+from calm_megatron.telemetry.model_speed import ModelSpeed
 from calm_megatron.telemetry.run_log import FILE_NAME, Event, LogFile, Record
 
 
@@ -39,15 +40,22 @@ class Telemetry:
         train_iters: the run's last step.
         is_writer: whether this rank tells of the run; one rank does.
         resumed_step: steps that the run had done when this process took it up.
+        speed: what makes FLOP/s and MFU of tokens a second.
 
     Raises:
         UserError: when the folder cannot be written.
     """
 
     def __init__(
-        self, directory: Path, logging: LoggingConfig, train_iters: int, is_writer: bool, resumed_step: int = 0
+        self,
+        directory: Path,
+        logging: LoggingConfig,
+        train_iters: int,
+        is_writer: bool,
+        resumed_step: int = 0,
+        speed: ModelSpeed | None = None,
     ) -> None:
-        self._step = resumed_step
+        self._step, self._speed = resumed_step, speed or ModelSpeed()
         self._meter = StepMeter(train_iters)
         self._writers: list[Writer] = []
         if is_writer:
@@ -70,7 +78,8 @@ class Telemetry:
             return
         self._step = step
         measures = self._meter.after_step(step, tokens)
-        record = Record("train", step, time.time(), _floats(values) | {"tokens": float(tokens)} | _named(measures))
+        named = _named(measures) | self._speed.named(measures.tokens_per_second)
+        record = Record("train", step, time.time(), _floats(values) | {"tokens": float(tokens)} | named)
         for writer in self._writers:
             writer.record(record)
 
@@ -128,6 +137,8 @@ def _named(measures: StepMeasures) -> dict[str, float]:
         "speed/seconds_per_step": measures.seconds,
         "speed/tokens_per_second": measures.tokens_per_second,
         "speed/seconds_left": measures.seconds_left,
+        "memory/host_gib": measures.host_gib,
+        "memory/gpu_gib": measures.gpu_gib,
         "memory/host_peak_gib": measures.host_peak_gib,
         "memory/gpu_peak_gib": measures.gpu_peak_gib,
     }

@@ -29,12 +29,7 @@ class ArTask:
 
     def build(self) -> nn.Module:
         """The baseline with its initial weights."""
-        module = ArBaseline(
-            self.model,
-            recompute=self.config.train.recompute_granularity == "full",
-            ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
-            held=own_layers(self.config, self.grid),
-        )
+        module = new_ar(self.config, self.model, self.grid)
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 
@@ -64,3 +59,13 @@ class ArTask:
 
     def _documents(self, batch: Batch) -> Tensor | None:
         return batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None
+
+
+def new_ar(config: RunConfig, model: ArConfig, grid: Grid) -> ArBaseline:
+    """The baseline, or this rank's part of it, before its weights are drawn."""
+    return ArBaseline(
+        model,
+        recompute=config.train.recompute_granularity == "full",
+        ranks=TensorRanks.of_this_process(config.parallel.sequence_parallel),
+        held=own_layers(config, grid),
+    )

@@ -16,9 +16,11 @@ from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
 from calm_megatron.data.loader import DataSplits
 from calm_megatron.data.sampler import BatchSchedule
-from calm_megatron.parallel import cpu_backend
+from calm_megatron.parallel import checkup, cpu_backend
 from calm_megatron.parallel import grid as parallel
+from calm_megatron.parallel.checkup import Found
 from calm_megatron.parallel.grid import Grid
+from calm_megatron.telemetry.model_speed import ModelSpeed
 from calm_megatron.train.engine import Engine
 from calm_megatron.train.pipeline_engine import PipelineEngine
 from calm_megatron.train.task import Task
@@ -41,11 +43,17 @@ class Parts:
     """Where the run is taken up."""
     damaged: tuple[str, ...]
     """Checkpoints that were found damaged and left out."""
+    ranks: tuple[Found, ...]
+    """What the check before the start found; nothing without it."""
 
     @property
     def directory(self) -> Path:
         """Folder of the run."""
         return Path(self.config.run.directory)
+
+    def speed(self) -> ModelSpeed:
+        """What makes FLOP/s and MFU of tokens a second."""
+        return ModelSpeed.of(self.config, self.grid.world_size)
 
     def machine(self) -> dict[str, object]:
         """What it runs on, for the log."""
@@ -72,6 +80,9 @@ def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
     data_ranks = parallel.data_parallel_size(tensor_size, pipeline_size)
     schedule = BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, data_ranks)
     grid = parallel.start(layout.distributed_timeout_minutes, tensor_size, pipeline_size)
+    everyone = checkup.examine(grid, Path(config.run.directory)) if layout.startup_check else []
+    if everyone:
+        checkup.refuse(everyone)
     data = _open_data(config)
     config = with_data_facts(config, data)
     task = build_task(config, data, grid)
@@ -81,7 +92,7 @@ def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
     progress = store.resume(engine.state, damaged.append) or Progress()
     if grid.is_main:
         _describe_run(Path(config.run.directory), config, data)
-    return Parts(config, grid, schedule, data, task, engine, store, progress, tuple(damaged))
+    return Parts(config, grid, schedule, data, task, engine, store, progress, tuple(damaged), tuple(everyone))
 
 
 def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:

@@ -33,13 +33,7 @@ class CalmTask:
 
     def build(self) -> nn.Module:
         """CALM with its initial weights."""
-        module = Calm(
-            self.model,
-            self.autoencoder,
-            recompute=self.config.train.recompute_granularity == "full",
-            ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
-            held=own_layers(self.config, self.grid, self.autoencoder.config),
-        )
+        module = new_calm(self.config, self.model, self.autoencoder, self.grid)
         module.initialise(self.config.run.seed)
         return module.to(device=self.grid.device, dtype=dtype_of(self.config))
 
@@ -57,6 +51,17 @@ class CalmTask:
         assert isinstance(module, Calm)
         scores = validate_calm(module, plan, self.config.data.reset_attention_mask, self.config.evaluation)
         return {"task": "calm", "split": split, **calm_values(scores, self.model.patch_size)}
+
+
+def new_calm(config: RunConfig, model: CalmConfig, autoencoder: FrozenAutoencoder, grid: Grid) -> Calm:
+    """CALM, or this rank's part of it, before its weights are drawn."""
+    return Calm(
+        model,
+        autoencoder,
+        recompute=config.train.recompute_granularity == "full",
+        ranks=TensorRanks.of_this_process(config.parallel.sequence_parallel),
+        held=own_layers(config, grid, autoencoder.config),
+    )
 
 
 def calm_values(scores: CalmScores, patch_size: int) -> dict[str, object]:

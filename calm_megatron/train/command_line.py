@@ -2,17 +2,26 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from calm_megatron.checkpoint.progress import Progress
-from calm_megatron.config.errors import UserError
+from calm_megatron.config.errors import REQUEUE, UserError
 from calm_megatron.config.files import load_run
 from calm_megatron.config.schema import RunConfig
+from calm_megatron.launch import rank
+from calm_megatron.plan.report import read_for_plan
 
-REQUEUE = 75
-"""Exit code of a run that was stopped by a signal and has saved: start it again (EX_TEMPFAIL of sysexits.h)."""
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for."""
+
+    config: RunConfig
+    dry_run: int | None
+    """Ranks of a dry run; none trains."""
 
 
-def parse(description: str, example: str, arguments: Sequence[str] | None = None) -> RunConfig:
+def parse(description: str, example: str, arguments: Sequence[str] | None = None) -> Command:
     """The run that the command line describes; prints help and leaves when asked to."""
     parser = argparse.ArgumentParser(
         description=description,
@@ -21,10 +30,17 @@ def parse(description: str, example: str, arguments: Sequence[str] | None = None
     )
     parser.add_argument("files", nargs="+", metavar="CONFIG.yaml", help="model file, machine file, ...")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the files")
-    given = parser.parse_args(arguments)
+    how = "build every part of the model for N ranks on this process, compute nothing, and say what there would be"
+    parser.add_argument("--dry-run", type=int, metavar="N", help=how)
+    rank.prepare()
+    given = parser.parse_intermixed_args(arguments)
     words = [*given.files, *given.overrides]
-    files = [word for word in words if "=" not in word]
-    return load_run(files, [word for word in words if "=" in word])
+    files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
+    if given.dry_run is not None and given.dry_run < 1:
+        raise UserError(f"a run has at least one rank, not {given.dry_run}", "--dry-run", "write, for example, 1024")
+    # A dry run reads no data and writes no folder, so none need be named.
+    read = load_run if given.dry_run is None else read_for_plan
+    return Command(read(files, overrides), given.dry_run)
 
 
 def exit_code(config: RunConfig, progress: Progress) -> int:

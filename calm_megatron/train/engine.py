@@ -23,6 +23,7 @@ from calm_megatron.parallel.replicas import check_replicas
 from calm_megatron.train.engine_state import EngineState
 from calm_megatron.train.optimizer import build_optimizer
 from calm_megatron.train.schedule import learning_rate
+from calm_megatron.train.stragglers import OwnTime
 from calm_megatron.train.task import Task, Terms
 
 
@@ -42,6 +43,8 @@ class Engine:
         self.parameters = self._count_parameters()
         """Weights of the whole model."""
         per_step = config.train.micro_batch_size * grid.data_parallel_size
+        self.own_time = OwnTime(grid.device)
+        """This rank's forward passes."""
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the memory in use, whatever its log level
             self.engine = self._initialise(deepspeed_json(config, config.train.global_batch_size // per_step))
@@ -92,7 +95,8 @@ class Engine:
         sums = TermSums(self.task.term_names, self.grid)
         for number, batch in enumerate(micro_batches, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            terms = self.task.forward(self.engine, batch, step)
+            with self.own_time.measured():
+                terms = self.task.forward(self.engine, batch, step)
             assert not isinstance(terms, Tensor), "the whole model gives terms"
             sums.add(terms)
             if number == len(micro_batches):

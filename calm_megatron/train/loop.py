@@ -8,12 +8,15 @@ from calm_megatron.checkpoint.store import Saved
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.schema import RunConfig
 from calm_megatron.data.loader import batches
+from calm_megatron.parallel.checkup import as_table, remarks
 from calm_megatron.parallel.lost_ranks import told
+from calm_megatron.telemetry.profiler import ProfilerWindow
 from calm_megatron.telemetry.report import write_report
 from calm_megatron.telemetry.writers import Telemetry
 from calm_megatron.train.assembly import BuildTask, Parts, assemble
 from calm_megatron.train.health import Health
 from calm_megatron.train.stop import StopSignal
+from calm_megatron.train.stragglers import report
 from calm_megatron.train.watchdog import Watchdog
 
 
@@ -23,7 +26,8 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
     grid, directory, iters = parts.grid, parts.directory, config.train.train_iters
     with (
         told(grid.rank, str(directory / "stacks")),
-        Telemetry(directory, config.logging, iters, grid.is_main, resumed_step=parts.progress.step) as telemetry,
+        Telemetry(directory, config.logging, iters, grid.is_main, parts.progress.step, parts.speed()) as telemetry,
+        ProfilerWindow(directory, config.logging, grid.rank, parts.progress.step) as profiler,
         StopSignal(grid) as stop,
         Watchdog(directory, grid.rank, config.parallel.distributed_timeout_minutes) as watchdog,
     ):
@@ -31,6 +35,7 @@ def run(build_task: BuildTask, config: RunConfig) -> Progress:
         signal_name = None
         while loop.progress.step < iters and not (signal_name := stop.requested()):
             loop.step()
+            profiler.after_step()
             loop.check()
             loop.save()
         loop.end(signal_name)
@@ -45,12 +50,16 @@ class Loop:
         self.engine, self.store = parts.engine, parts.store
         self.telemetry, self.watchdog = telemetry, watchdog
         self.progress = parts.progress
-        self._saved_at = self.progress.step
+        self._saved_at = self._reported_at = self.progress.step
         self._health = Health(self.config.train, self.progress.recent_losses, self.progress.skipped_in_a_row)
         self._batches = batches(parts.data.train, parts.schedule, self.progress.consumed_samples, parts.grid.data_rank)
         telemetry.event("model", f"{self.engine.parameters:,} parameters", **parts.machine())
         for message in parts.damaged:
             telemetry.event("damage", message)
+        if parts.ranks:
+            telemetry.event(
+                "ranks", "; ".join(remarks(parts.ranks)) or "all ranks are well", table=as_table(parts.ranks)
+            )
 
     def step(self) -> None:
         """Train on the next batch."""
@@ -58,6 +67,8 @@ class Loop:
         values = self.engine.train_step(next(self._batches), self.progress.step, self._health.allows)
         self.progress = self.progress.advance(samples, self.config.data.seq_length)
         step = self.progress.step
+        if _due(self.config.logging.straggler_interval, step):
+            values |= self._own_times()
         self.telemetry.after_step(step, values, self.progress.consumed_tokens)
         sequences = range(self.progress.consumed_samples - samples, self.progress.consumed_samples)
         if news := self._health.after_step(step, values["loss"], "skipped" in values, sequences):
@@ -66,6 +77,15 @@ class Loop:
             self.progress, recent_losses=self._health.recent, skipped_in_a_row=self._health.skipped_in_a_row
         )
         self.watchdog.beat()
+
+    def _own_times(self) -> dict[str, float]:
+        """The ranks' own times since the last report; late ones are told of."""
+        steps = self.progress.step - self._reported_at
+        values, late = report(self.engine.own_time.take(), steps, self.parts.grid)
+        self._reported_at = self.progress.step
+        if late:
+            self.telemetry.event("ranks", "; ".join(late))
+        return values
 
     def check(self) -> None:
         """Compare copies of weights, and validate, when it is time."""

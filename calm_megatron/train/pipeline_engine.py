@@ -23,6 +23,7 @@ from calm_megatron.data.loader import Batch
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.pipeline_ranks import PipelineRanks
 from calm_megatron.train.engine import Engine, TermSums
+from calm_megatron.train.stragglers import OwnTime
 from calm_megatron.train.task import Task
 
 
@@ -33,10 +34,10 @@ class Stage(nn.Module):
     their order. So one tensor is all that travels, and every stage has ids, documents and keys of the noise at hand.
     """
 
-    def __init__(self, model: nn.Module, task: Task, stages: PipelineRanks) -> None:
+    def __init__(self, model: nn.Module, task: Task, stages: PipelineRanks, own_time: OwnTime) -> None:
         super().__init__()
         self.model = model
-        self._task, self._stages = task, stages
+        self._task, self._stages, self._own_time = task, stages, own_time
         self._step = 0
         self._batches: Iterator[Batch] = iter(())
 
@@ -47,7 +48,8 @@ class Stage(nn.Module):
     def forward(self, received: Tensor) -> Tensor:
         """What goes to the next stage; of the last stage the loss. The first stage receives nothing of use."""
         module = self.model if self._stages.is_first else partial(self.model, received=received)
-        result = self._task.forward(module, next(self._batches), self._step)
+        with self._own_time.measured():
+            result = self._task.forward(module, next(self._batches), self._step)
         if isinstance(result, Tensor):
             return result.contiguous()
         self._sums.add(result)
@@ -59,10 +61,8 @@ class PipelineEngine(Engine):
 
     def _initialise(self, settings: dict[str, Any]) -> Any:
         grid = self.grid
-        self._stage = Stage(self.model, self.task, grid.stages)
-        topology = PipeModelDataParallelTopology(
-            num_pp=grid.stages.size, num_mp=grid.tensor_size, num_dp=grid.data_parallel_size
-        )
+        self._stage = Stage(self.model, self.task, grid.stages, self.own_time)
+        topology = topology_of(grid)
         # One layer a stage: the cut is ours (plan/stages.py), as DeepSpeed balances parameters or numbers of layers.
         module = PipelineModule([self._stage] * grid.stages.size, topology=topology, partition_method="uniform")
         _demand_same_place(module.mpu(), grid)
@@ -99,6 +99,13 @@ class PipelineEngine(Engine):
         nothing = torch.zeros(1, device=self.grid.device)
         self.engine.train_batch(iter([(nothing, nothing)] * len(micro_batches)))
         return means, float(self.engine.get_global_grad_norm()) if norm is None else norm
+
+
+def topology_of(grid: Grid) -> PipeModelDataParallelTopology:
+    """The places of all ranks, as DeepSpeed's pipeline numbers them."""
+    return PipeModelDataParallelTopology(
+        num_pp=grid.stages.size, num_mp=grid.tensor_size, num_dp=grid.data_parallel_size
+    )
 
 
 def _norm_in_one_sum(optimizer: Any) -> Tensor:

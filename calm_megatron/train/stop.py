@@ -22,6 +22,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
+        # What came while the run was being put together has waited (command_line.py).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(

@@ -17,6 +17,7 @@ ORDER = {
     "config": set(),
     "losses": set(),
     "plan": {"config"},
+    "launch": {"config", "plan"},
     "data": {"config"},
     "parallel": {"config"},
     "model": {"config", "parallel", "losses"},
@@ -109,7 +110,7 @@ def test_packages_hold_no_code(modules: dict[str, ast.Module]) -> None:
     assert not wrong, f"code in a package's __init__: {wrong}"
 
 
-@pytest.mark.parametrize("name", ["config", "plan"])
+@pytest.mark.parametrize("name", ["config", "plan", "launch"])
 def test_planners_and_launchers_need_no_torch(name: str, modules: dict[str, ast.Module]) -> None:
     package = f"{PACKAGE}.{name}"
     names = [module for module in modules if f"{module}.".startswith(f"{package}.")]

@@ -79,3 +79,25 @@ def test_what_a_plan_does_not_need_may_be_given(tmp_path: Path) -> None:
     assert read_for_plan([XL, tmp_path / "data.yaml"]).model == read_for_plan([XL]).model
     given = read_for_plan([XL], ["run.directory=here", "data.train_data_path=a", "data.valid_data_path=b"])
     assert (given.run.directory, given.data.train_data_path) == ("here", "a")
+
+
+def test_the_tool_plans_a_run(program: Program) -> None:
+    layout = ["parallel.tensor_model_parallel_size=2", "train.micro_batch_size=1", "train.recompute_granularity=full"]
+    done = program(TOOL, XL, NODE, "--gpus", "8", "--gpu", "a100", "--autoencoder", AUTOENCODER, *layout)
+    assert done.returncode == 0, done.stderr
+    assert "1,829,795,968" in done.stdout and "fits into 90 % of the 80 GB of one a100" in done.stdout
+    assert re.search(r"step \d+\.\d{3} s, [\d,]+ tokens/s, MFU \d+\.\d%", done.stdout)
+    assert "assumed: matrix products at 50% of the peak" in done.stdout and "layouts that fit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([XL, "--gpus", "8", "--gpu", "abacus"], "nothing is known of a GPU 'abacus'"),
+        ([XL, "--gpus", "3"], "do not divide 3 GPUs"),
+        ([XL, "--gpus", "8", "model.head={type: flow}"], "energy head alone"),
+    ],
+)
+def test_what_cannot_be_told_is_said(arguments: list[str | Path], said: str, program: Program) -> None:
+    done = program(TOOL, *arguments)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,23 @@
+"""What a process that trains does first of all, so that neither signals nor the end of its launcher find it unready."""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+_LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""Variable of the environment that torchrun gives its ranks."""
+
+
+def prepare() -> None:
+    """Hold SIGUSR1 back until the loop listens, and die with the launcher.
+
+    The time limit's warning may come while the engines are being loaded. And ranks whose launcher was killed must not
+    go on writing into a run folder in which the next start is at work.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    if _LAUNCHED in os.environ:
+        launcher = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != launcher or launcher == 1:  # it went before the kernel had been asked
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,46 @@
+"""Write the Slurm job of a run, show it, and with --submit hand it to Slurm.
+
+Example: python tools/launch.py examples/slurm/cluster.yaml examples/models/calm_xl.yaml examples/machines/gpu_node.yaml
+    run.directory=runs/calm_xl data.data_path=data/llama slurm.nodes=16 slurm.account=me --submit
+"""
+
+import argparse
+from pathlib import Path
+
+from calm_megatron.config.errors import run_command_line
+from calm_megatron.config.files import load_run
+from calm_megatron.launch import submit
+from calm_megatron.launch.job import load_job
+
+
+def main() -> None:
+    """Read the command line; write, show, submit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("job", type=Path, metavar="JOB.yaml", help="what the job asks Slurm for")
+    add("words", nargs="+", metavar="CONFIG.yaml | section.key=value", help="files and settings; slurm.* are the job's")
+    add("--submit", action="store_true", help="take the snapshot and submit; without it the script is shown only")
+    add(
+        "--chain",
+        type=int,
+        default=1,
+        metavar="N",
+        help="submit N jobs, each for the case that the last did not finish",
+    )
+    given = parser.parse_intermixed_args()
+    settings = [word for word in given.words if "=" in word]
+    ours = [word for word in settings if word.startswith("slurm.")]
+    job = load_job(given.job, ours)
+    files = [word for word in given.words if "=" not in word]
+    config = load_run(files, [word for word in settings if word not in ours])
+    if not given.submit:
+        print(submit.preview(job, config), end="")
+        return
+    script = submit.prepare(job, config)
+    print(script.read_text(), end="")
+    jobs = submit.submit(script, max(1, given.chain))
+    print(f"\nsubmitted as {', '.join(jobs)}; output and snapshot in {script.parent}")
+
+
+if __name__ == "__main__":
+    run_command_line(main)
