@@ -10,6 +10,8 @@ RUNTIME = [
     # Data.
     "numpy>=2.2",
     "orjson>=3.10",
+    "pyarrow>=20",
+    "tiktoken>=0.9",
     "tokenizers>=0.22",
     "webdataset>=1.0",
     "zstandard>=0.23",
@@ -33,6 +35,7 @@ EXTRAS = {
     "hf": ["transformers>=4.48"],
     "slurm": ["submitit>=1.5"],
     "dev": [
+        "hypothesis>=6.120",
         "mypy>=2.4",
         "pre-commit>=4",
         "pytest>=9",

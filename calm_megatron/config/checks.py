@@ -5,6 +5,7 @@ Each check returns the reason and the nearest values that work; all reasons are 
 
 import math
 from collections.abc import Iterator
+from glob import has_magic
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import (
@@ -111,6 +112,11 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "data.train_data_path needs data.valid_data_path beside it"
     if data.data_path:
         yield from _split(data.split)
+    if data.blend_weights and data.blend_epochs:
+        yield "data.blend_weights and data.blend_epochs both say how much of each data set is taken; give one"
+    training = data.data_path or data.train_data_path
+    if (data.blend_weights or data.blend_epochs) and (isinstance(training, str) and not has_magic(training)):
+        yield "data.blend_weights and data.blend_epochs have no effect on a single data set; leave them out"
 
 
 def _rollout(config: RunConfig) -> Iterator[str]:

@@ -5,8 +5,10 @@ megatron-core's `.bin` and `.idx` hold no checksum and no word about the tokeniz
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,9 +27,9 @@ class CorpusFacts:
     documents: int
     tokens: int
     """Ids in the `.bin`, one end-of-document id for each document included."""
-    text_bytes: int
-    """Bytes of the texts in UTF-8."""
-    unknown_tokens: int
+    text_bytes: int | None
+    """Bytes of the texts in UTF-8; none where it is unknown, as of some documents of a data set."""
+    unknown_tokens: int | None
     """Ids that stand for what the vocabulary cannot express."""
     vocab_size: int
     eod_id: int
@@ -42,10 +44,40 @@ class CorpusFacts:
     """The same, seen from the folder of the data set, for when both are moved together."""
     tokenizer_fingerprint: str
     sources: tuple[str, ...]
-    empty_documents: int
+    empty_documents: int | None
     """Documents without visible text, left out."""
-    invalid_records: int
+    invalid_records: int | None
     """Records left out because they could not be read."""
+
+    @property
+    def meaning(self) -> "Meaning":
+        """What the ids mean."""
+        return Meaning(self.tokenizer_fingerprint, self.vocab_size, self.eod_id, self.pad_id)
+
+
+class Meaning(NamedTuple):
+    """What the ids of a data set mean; data sets of different meanings do not mix."""
+
+    tokenizer_fingerprint: str
+    """SHA-256 of the `tokenizer.json`."""
+    vocab_size: int
+    """Entries of the vocabulary, with the pad token."""
+    eod_id: int
+    """Id at the end of each document."""
+    pad_id: int
+    """Id that fills documents up to whole patches."""
+
+
+def demand_one_meaning(meanings: Mapping[str, Meaning]) -> None:
+    """Refuse data sets, by their names, whose ids do not mean the same.
+
+    Raises:
+        UserError: tokenizer, vocabulary, end or pad ids differ.
+    """
+    if len(set(meanings.values())) > 1:
+        raise UserError(
+            "the data sets were made with different tokenizers", " and ".join(meanings), "make them with the same one"
+        )
 
 
 def bin_file(prefix: Path) -> Path:

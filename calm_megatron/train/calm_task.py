@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from calm_megatron.checkpoint.load import load_autoencoder
 from calm_megatron.config.schema import CalmConfig, RunConfig
-from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.data.batch import Batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.validation import CalmScores, validate_calm
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.calm import Calm, CalmTerms, check_autoencoder
