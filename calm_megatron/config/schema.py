@@ -194,8 +194,13 @@ class DataConfig(Section):
     """Shares of training, validation and test documents, counted in tokens."""
     train_data_path: str | tuple[str, ...] | None = None
     """Data sets for training alone, in place of `data_path`."""
+    train_shards: str | None = None
+    """Tar shards for training, in place of `train_data_path`: a folder, or what webdataset opens with `{}` for the
+    file's name, such as `http://host/shards/{}` or `pipe:ssh host cat shards/{}`."""
+    shard_streams: PositiveInt = 8
+    """Shards that are read side by side over all ranks, a multiple of the data-parallel ranks; decides the order."""
     valid_data_path: str | tuple[str, ...] | None = None
-    """Data sets for validation; needed beside `train_data_path`."""
+    """Data sets for validation; needed beside `train_data_path` and `train_shards`."""
     test_data_path: str | tuple[str, ...] | None = None
     """Data sets for testing."""
     blend_weights: tuple[PositiveFloat, ...] | None = None

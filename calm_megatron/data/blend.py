@@ -85,6 +85,7 @@ class BlendedSequences:
     def __init__(self, parts: Sequence[Sequences], shares: Sequence[int]) -> None:
         self.parts, self.shares = list(parts), list(shares)
         self.patch_size, self.seq_length = parts[0].patch_size, parts[0].seq_length
+        self.streams = None
         self.tokens = sum(part.tokens for part in parts)
         self.sequences_per_epoch = sum(part.sequences_per_epoch for part in parts)
         self._period = sum(shares)
@@ -103,10 +104,6 @@ class BlendedSequences:
         """Of the data sets and their shares."""
         content = [(part.fingerprint, share) for part, share in zip(self.parts, self.shares, strict=True)]
         return hashlib.sha256(repr(content).encode()).hexdigest()
-
-    def stream_of(self, index: int) -> int:
-        """Any process reads any sequence equally well."""
-        return index
 
     def place(self, index: int) -> tuple[int, int]:
         """Data set of a sample, and its number there."""
@@ -132,6 +129,7 @@ class JoinedSequences:
     def __init__(self, parts: Sequence[Sequences]) -> None:
         self.parts = list(parts)
         self.patch_size, self.seq_length = parts[0].patch_size, parts[0].seq_length
+        self.streams = None
         self.tokens = sum(part.tokens for part in parts)
         self._ends = np.cumsum([part.sequences_per_epoch for part in parts])
         self.sequences_per_epoch = int(self._ends[-1])
@@ -145,10 +143,6 @@ class JoinedSequences:
     def fingerprint(self) -> str:
         """Of the data sets in their order."""
         return hashlib.sha256(repr([part.fingerprint for part in self.parts]).encode()).hexdigest()
-
-    def stream_of(self, index: int) -> int:
-        """Any process reads any sequence equally well."""
-        return index
 
     def sequence(self, index: int) -> PatchedSequence:
         """Sequence `index`, counted over all data sets."""

@@ -13,6 +13,7 @@ from calm_megatron.data.corpus_facts import demand_one_meaning
 from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.data.sequences import Sequences
+from calm_megatron.data.shard_sequences import ShardSequences
 from calm_megatron.data.splits import split_documents
 
 _NAMES = {"train": "training", "valid": "validation", "test": "test"}
@@ -50,9 +51,19 @@ def open_splits(config: DataConfig, patch_size: int, seed: int) -> dict[str, Seq
             tokenizers, or a split does not fill a sequence.
     """
     opened = _open_parts(config)
-    corpora = {str(corpus.prefix): corpus for parts in opened.values() for corpus, _ in parts}
-    demand_one_meaning({name: corpus.facts.meaning for name, corpus in corpora.items()})
+    meanings = {str(corpus.prefix): corpus.facts.meaning for parts in opened.values() for corpus, _ in parts}
     splits: dict[str, Sequences] = {}
+    if config.train_shards is not None:
+        splits["train"] = ShardSequences(
+            config.train_shards,
+            patch_size=patch_size,
+            seq_length=config.seq_length,
+            align_documents=config.align_documents,
+            seed=seed,
+            streams=config.shard_streams,
+        )
+        meanings[config.train_shards] = splits["train"].meaning
+    demand_one_meaning(meanings)
     for name, parts in opened.items():
         sets = [
             PatchedDataset(

@@ -86,6 +86,7 @@ class PatchedDataset:
     ) -> None:
         check_lengths(seq_length, patch_size)
         self.name = name
+        self.streams = None
         self.patch_size = patch_size
         self.seq_length = seq_length
         self.corpus = corpus
@@ -124,10 +125,6 @@ class PatchedDataset:
     def fingerprint(self) -> str:
         """SHA-256 of the ids."""
         return self.corpus.facts.bin_sha256
-
-    def stream_of(self, index: int) -> int:
-        """Any process reads any sequence equally well."""
-        return index
 
     def _documents(self, places: slice) -> NDArray[np.int64]:
         """Documents at these places of the split."""

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from calm_megatron.config.checks import nearest_multiples
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.batch import Batch, read_batch
 from calm_megatron.data.sampler import BatchSchedule
@@ -49,6 +50,9 @@ class TrainingBatches:
         num_workers: processes that read; 0 reads in a thread of this process.
         prefetch_steps: steps that are read ahead.
         pin_memory: put batches where a GPU fetches them without waiting.
+
+    Raises:
+        UserError: the set's streams cannot be divided among the ranks.
     """
 
     def __init__(
@@ -62,6 +66,13 @@ class TrainingBatches:
         prefetch_steps: int = 1,
         pin_memory: bool = False,
     ) -> None:
+        ranks = schedule.data_parallel_size
+        if sequences.streams is not None and sequences.streams % ranks:
+            raise UserError(
+                f"{sequences.streams} streams of shards cannot be divided among {ranks} data-parallel ranks",
+                "data.shard_streams",
+                f"nearest that work: {nearest_multiples(sequences.streams, ranks)}; a run that has begun keeps its number",
+            )
         self.wait_seconds = 0.0
         """How long the last step waited for its data."""
         self._sequences, self._schedule, self._rank = sequences, schedule, data_rank
@@ -131,7 +142,9 @@ class TrainingBatches:
         return lambda: self._assembled(next(self._steps), answers)
 
     def _worker_of(self, index: int) -> int:
-        return self._sequences.stream_of(index) // self._schedule.data_parallel_size % self._workers
+        streams = self._sequences.streams
+        stream = index if streams is None else index % streams
+        return stream // self._schedule.data_parallel_size % self._workers
 
     def _divided(self, step: list[list[int]]) -> list[list[int]]:
         """The step's indices for each worker; `DataLoader` asks its workers in turns."""

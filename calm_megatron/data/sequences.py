@@ -45,8 +45,9 @@ class Sequences(Protocol):
     def fingerprint(self) -> str:
         """Changes with the content."""
 
-    def stream_of(self, index: int) -> int:
-        """Sequences of the same stream are best read by the same process."""
+    @property
+    def streams(self) -> int | None:
+        """W, if sample i is of stream i % W and a process should stay with its streams; none if all serve alike."""
 
     def sequence(self, index: int) -> PatchedSequence:
         """Sequence `index` of the run: ids_T (int64) and documents_P (int32).
