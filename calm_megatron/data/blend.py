@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.corpus_facts import Meaning
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.sequences import PatchedSequence, Sequences
 
 LONGEST_PERIOD = 100_000

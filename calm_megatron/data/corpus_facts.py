@@ -5,15 +5,14 @@ megatron-core's `.bin` and `.idx` hold no checksum and no word about the tokeniz
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.tokenizer import tokenizer_fingerprint
 
 FORMAT = "calm_megatron data set 1"
@@ -50,34 +49,9 @@ class CorpusFacts:
     """Records left out because they could not be read."""
 
     @property
-    def meaning(self) -> "Meaning":
+    def meaning(self) -> Meaning:
         """What the ids mean."""
         return Meaning(self.tokenizer_fingerprint, self.vocab_size, self.eod_id, self.pad_id)
-
-
-class Meaning(NamedTuple):
-    """What the ids of a data set mean; data sets of different meanings do not mix."""
-
-    tokenizer_fingerprint: str
-    """SHA-256 of the `tokenizer.json`."""
-    vocab_size: int
-    """Entries of the vocabulary, with the pad token."""
-    eod_id: int
-    """Id at the end of each document."""
-    pad_id: int
-    """Id that fills documents up to whole patches."""
-
-
-def demand_one_meaning(meanings: Mapping[str, Meaning]) -> None:
-    """Refuse data sets, by their names, whose ids do not mean the same.
-
-    Raises:
-        UserError: tokenizer, vocabulary, end or pad ids differ.
-    """
-    if len(set(meanings.values())) > 1:
-        raise UserError(
-            "the data sets were made with different tokenizers", " and ".join(meanings), "make them with the same one"
-        )
 
 
 def bin_file(prefix: Path) -> Path:

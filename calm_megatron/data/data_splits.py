@@ -6,7 +6,8 @@ from pathlib import Path
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import DataConfig
-from calm_megatron.data.corpus_facts import Meaning, find_tokenizer, read_facts
+from calm_megatron.data.corpus_facts import find_tokenizer, read_facts
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.open_data import open_splits, prefixes
 from calm_megatron.data.sequences import Sequences, check_lengths
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.corpus_facts import CorpusFacts, demand_one_meaning
+from calm_megatron.data.corpus_facts import CorpusFacts
 from calm_megatron.data.indexed import IndexedCorpus, IndexedWriter
+from calm_megatron.data.meaning import demand_one_meaning
 from calm_megatron.data.permutation import permutation
 from calm_megatron.data.splits import split_documents
 

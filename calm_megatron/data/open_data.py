@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import DataConfig
 from calm_megatron.data.blend import BlendedSequences, JoinedSequences, whole_shares
-from calm_megatron.data.corpus_facts import demand_one_meaning
 from calm_megatron.data.indexed import IndexedCorpus
+from calm_megatron.data.meaning import demand_one_meaning
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.data.sequences import Sequences
 from calm_megatron.data.shard_sequences import ShardSequences

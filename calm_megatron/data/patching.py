@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.corpus_facts import Meaning, bin_file
+from calm_megatron.data.corpus_facts import bin_file
 from calm_megatron.data.indexed import IndexedCorpus
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.permutation import KeyedOrder, permutation
 from calm_megatron.data.sequences import PatchedSequence, check_lengths, cut_out, filled
 

@@ -71,7 +71,7 @@ class TrainingBatches:
             raise UserError(
                 f"{sequences.streams} streams of shards cannot be divided among {ranks} data-parallel ranks",
                 "data.shard_streams",
-                f"nearest that work: {nearest_multiples(sequences.streams, ranks)}; a run that has begun keeps its number",
+                f"nearest that work: {nearest_multiples(sequences.streams, ranks)}, for a run that has not begun",
             )
         self.wait_seconds = 0.0
         """How long the last step waited for its data."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from calm_megatron.config.checks import nearest_multiples
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.corpus_facts import Meaning
+from calm_megatron.data.meaning import Meaning
 
 
 class PatchedSequence(NamedTuple):

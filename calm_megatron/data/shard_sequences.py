@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.corpus_facts import Meaning
 from calm_megatron.data.fetch_shards import fetch_manifest, fetch_shard, url_of
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.permutation import permutation
 from calm_megatron.data.sequences import PatchedSequence, check_lengths, cut_out, filled
 from calm_megatron.data.tar_shards import LARGEST_PATCH

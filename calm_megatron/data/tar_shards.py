@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.corpus_facts import Meaning
+from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.files import make_parent, publish, temporary_name
+from calm_megatron.data.fit import prove_fast_path
 from calm_megatron.data.index_file import dtype_of_ids
 from calm_megatron.data.indexed import IndexedCorpus
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.permutation import KeyedOrder
 from calm_megatron.data.sequences import filled
+from calm_megatron.data.tokenizer import Tokenizer
 
 MANIFEST = "shards.json"
 LARGEST_PATCH = 64
+_PROVEN_ON = 50
 _FORMAT = "calm_megatron shards 1"
 Document = tuple[NDArray[np.integer[Any]], dict[str, Any]]
 """Ids with their end, and what is noted of them."""
@@ -88,6 +93,15 @@ def corpus_documents(corpus: IndexedCorpus, seed: int) -> Iterator[Document]:
     for place in range(len(corpus.lengths_D)):
         number = order[place]
         yield corpus.document(number), {"data_set": corpus.prefix.name, "document": number}
+
+
+def text_documents(reader: DocumentReader, tokenizer: Tokenizer) -> Iterator[Document]:
+    """Documents of files of text, in their order, encoded here and now by one process."""
+    texts = iter(reader)
+    first = list(islice(texts, _PROVEN_ON))
+    tokenizer = prove_fast_path(tokenizer, first)
+    for number, ids in enumerate(tokenizer.encode_documents(chain(first, texts))):
+        yield np.append(ids, np.int32(tokenizer.eod_id)), {"document": number}
 
 
 def make_shards(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.fast_bpe import FastBpe, make_fast_bpe
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.pieces import split_text
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -157,6 +158,11 @@ class Tokenizer:
             _backend=backend,
             _prepends_space=_prepends_space(file),
         )
+
+    @property
+    def meaning(self) -> Meaning:
+        """What its ids mean."""
+        return Meaning(self.fingerprint, self.vocab_size, self.eod_id, self.pad_id)
 
     @property
     def is_fast(self) -> bool:

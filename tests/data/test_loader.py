@@ -1,10 +1,15 @@
 """Batches of a run: the same in every layout, resumable at one integer, refused when they are not the model's."""
 
+import gc
+import json
+import multiprocessing
+import os
 import shutil
 import threading
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,11 +88,49 @@ def test_any_place_can_be_resumed(splits: DataSplits) -> None:
 
 
 def test_closing_the_batches_ends_their_thread(splits: DataSplits) -> None:
-    stream = TrainingBatches(splits.train, BatchSchedule(2, None, 2, 1), 0, 0)
-    next(stream)
-    assert any(thread.name.startswith("data") for thread in threading.enumerate())
-    stream.close()
-    assert not any(thread.name.startswith("data") for thread in threading.enumerate())
+    before = set(threading.enumerate())
+    with TrainingBatches(splits.train, BatchSchedule(2, None, 2, 1), 0, 0) as stream:
+        next(stream)
+        assert any(thread.name.startswith("data") for thread in set(threading.enumerate()) - before)
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (3, 2)])
+def test_worker_processes_read_what_the_thread_reads(splits: DataSplits, workers: int, ahead: int) -> None:
+    schedule = BatchSchedule(12, (4, 4, 30), 2, 2)
+    plain = TrainingBatches(splits.train, schedule, 4, 1)
+    children = set(multiprocessing.active_children())
+    with TrainingBatches(splits.train, schedule, 4, 1, num_workers=workers, prefetch_steps=ahead) as stream:
+        for _ in range(12):
+            ours, theirs = next(stream), next(plain)
+            assert len(ours) == len(theirs)
+            for mine, other in zip(ours, theirs, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(mine.tensors(), other.tensors(), strict=True))
+        assert len(set(multiprocessing.active_children()) - children) == workers
+        assert stream.wait_seconds >= 0
+    gc.collect()
+    assert not set(multiprocessing.active_children()) - children
+    plain.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ids_outside_of_the_vocabulary_are_refused(prefix: Path, tmp_path: Path, workers: int) -> None:
+    for ending in (".bin", ".idx", ".facts.json"):
+        shutil.copy(f"{prefix}{ending}", tmp_path / f"set{ending}")
+    facts = json.loads((tmp_path / "set.facts.json").read_text())
+    facts |= {
+        "tokenizer": str(prefix.parent / "tokenizer"),
+        "tokenizer_relative": os.path.relpath(prefix.parent / "tokenizer", tmp_path),
+    }
+    (tmp_path / "set.facts.json").write_text(json.dumps(facts))
+    ids = np.memmap(tmp_path / "set.bin", dtype=np.uint16, mode="r+")
+    ids[::50] = 777
+    ids.flush()
+    data = DataSplits.open(config_of(tmp_path / "set"), patch_size=4, seed=5, vocab_size=600)
+    schedule = BatchSchedule(4, None, 2, 1)
+    with TrainingBatches(data.train, schedule, 0, 0, num_workers=workers) as stream:
+        with pytest.raises(UserError, match=r"id 777 is outside of the vocabulary of 600[\s\S]*set.bin"):
+            next(stream)
 
 
 def test_errors_of_the_reading_thread_reach_the_caller(splits: DataSplits) -> None:
