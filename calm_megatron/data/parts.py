@@ -86,6 +86,11 @@ class PartFolder:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def remove_if_empty(self) -> None:
+        """Remove the folder unless it holds a finished block."""
+        if not any(self.path.glob("0*.json")):
+            self.remove()
+
     def _file(self, number: int, ending: str) -> Path:
         return self.path / f"{number:08d}{ending}"
 
@@ -99,12 +104,23 @@ class PartFolder:
         return facts if whole else None
 
     def write(self, number: int, ids: NDArray[np.integer[Any]], lengths: NDArray[np.int32], facts: PartFacts) -> None:
-        """Keep an encoded block; there is none before its facts are written."""
-        for ending, values in ((".bin", ids), (".lengths", lengths)):
-            temporary = temporary_name(self._file(number, ending))
-            values.tofile(temporary)
-            publish(temporary, self._file(number, ending))
-        write_atomically(self._file(number, ".json"), json.dumps(asdict(facts)).encode())
+        """Keep an encoded block; there is none before its facts are written.
+
+        Raises:
+            UserError: the disk is full, or cannot be written.
+        """
+        try:
+            for ending, values in ((".bin", ids), (".lengths", lengths)):
+                temporary = temporary_name(self._file(number, ending))
+                values.tofile(temporary)
+                publish(temporary, self._file(number, ending))
+            write_atomically(self._file(number, ".json"), json.dumps(asdict(facts)).encode())
+        except OSError as error:
+            raise UserError(
+                f"cannot write an encoded block: {error.strerror or error}",
+                str(self.path),
+                "make room, and run the same command again; it goes on where it was",
+            ) from None
 
     def read(self, number: int, dtype: np.dtype[Any]) -> tuple[NDArray[np.integer[Any]], NDArray[np.int32]]:
         """Ids and lengths of an encoded block."""

@@ -78,7 +78,7 @@ def preprocess(
         try:
             report = _Preprocessing(reader, tokenizer, prefix, options, parts).run()
         except UserError:
-            parts.remove()
+            parts.remove_if_empty()  # What is finished can be taken up, once the disk has room again, say.
             raise
         parts.remove()
     return report
@@ -92,6 +92,7 @@ def _plan(reader: DocumentReader, tokenizer: Tokenizer, options: PreprocessOptio
         "document_separator": reader.options.document_separator,
         "skip_invalid": reader.options.skip_invalid,
         "tokenizer": tokenizer.fingerprint,
+        "fast_path": options.fast_path,
         "block_bytes": options.block_bytes,
     }
 
@@ -128,17 +129,18 @@ class _Preprocessing:
             self.tokenizer = fit.prove_fast_path(self.tokenizer, texts)
         lossy = fit.losses(self.tokenizer, texts)
         if lossy and not self.options.allow_lossy:
-            raise fit.misfit(self.tokenizer, lossy)
+            raise self._refused(fit.misfit(self.tokenizer, lossy))
         facts = self._encode(chain(first, blocks))
         total = Tally()
         for part in facts:
             for tally in part.tallies.values():
                 total.add(tally)
         if not total.documents:
-            raise empty_error(sources, total)
+            raise self._refused(empty_error(sources, total))
         unknown, tokens = sum(part.unknown_tokens for part in facts), sum(part.tokens for part in facts)
         if unknown > fit.LARGEST_UNKNOWN_SHARE * tokens and not self.options.allow_lossy:
-            raise fit.misfit(self.tokenizer, f"{unknown / tokens:.1%} of the ids are unknown to the tokenizer")
+            share = f"{unknown / tokens:.1%} of the ids are unknown to the tokenizer"
+            raise self._refused(fit.misfit(self.tokenizer, share))
         shards = self._join(facts)
         report = PreprocessReport(
             prefixes=tuple(prefix for prefix, _ in shards),
@@ -152,6 +154,11 @@ class _Preprocessing:
         )
         write_report(self.prefix, report)
         return report
+
+    def _refused(self, error: UserError) -> UserError:
+        """The error, after what was made of such a corpus is gone."""
+        self.parts.remove()
+        return error
 
     def _sample(self, blocks: Iterator[Block]) -> tuple[list[Block], list[str]]:
         """The first blocks, until they hold a text, and their first texts."""
@@ -210,7 +217,7 @@ class _Preprocessing:
                 of_source = Tally()
                 for part in known:
                     of_source.add(part.tallies.get(place, Tally()))
-                raise invalid_error(self.reader.sources[place], of_source)
+                raise self._refused(invalid_error(self.reader.sources[place], of_source))
 
     def _with_absolute_lines(self, facts: list[PartFacts]) -> list[PartFacts]:
         """The same, with lines of invalid records counted from the beginning of their files."""

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from calm_megatron.checkpoint.load import load_autoencoder
+from calm_megatron.checkpoint.load import load_autoencoder, tokenizer_fingerprint
+from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import CalmConfig, RunConfig
 from calm_megatron.data.batch import Batch
 from calm_megatron.data.data_splits import DataSplits
@@ -28,6 +29,7 @@ class CalmTask:
         self.streams = RandomStreams(config.run.seed, grid.device)
         autoencoder = load_autoencoder(model.autoencoder)
         check_autoencoder(model, autoencoder.config)
+        _check_tokenizer(model.autoencoder, data)
         frozen = FrozenAutoencoder(autoencoder)
         self.fingerprints: Mapping[str, str] = {"autoencoder": frozen.fingerprint()}
         self.autoencoder = frozen.to(grid.device, dtype_of(config))
@@ -58,6 +60,17 @@ class CalmTask:
         assert isinstance(module, Calm)
         scores = validate_calm(module, plan, self.config.data.reset_attention_mask, self.config.evaluation)
         return {"task": "calm", "split": split, **calm_values(scores, self.model.patch_size)}
+
+
+def _check_tokenizer(autoencoder: str, data: DataSplits) -> None:
+    """Refuse ids that mean something else to the autoencoder; sizes alone may agree."""
+    known = tokenizer_fingerprint(autoencoder)
+    if known not in (None, data.fingerprint):
+        raise UserError(
+            "the data set was made with another tokenizer than the autoencoder's",
+            f"{data.tokenizer_of} and {autoencoder}",
+            "make the data set with the autoencoder's tokenizer (in its run folder), or train another autoencoder",
+        )
 
 
 def calm_values(scores: CalmScores, patch_size: int) -> dict[str, object]:

@@ -128,9 +128,11 @@ def test_ids_outside_of_the_vocabulary_are_refused(prefix: Path, tmp_path: Path,
     ids.flush()
     data = DataSplits.open(config_of(tmp_path / "set"), patch_size=4, seed=5, vocab_size=600)
     schedule = BatchSchedule(4, None, 2, 1)
-    with TrainingBatches(data.train, schedule, 0, 0, num_workers=workers) as stream:
-        with pytest.raises(UserError, match=r"id 777 is outside of the vocabulary of 600[\s\S]*set.bin"):
-            next(stream)
+    with (
+        TrainingBatches(data.train, schedule, 0, 0, num_workers=workers) as stream,
+        pytest.raises(UserError, match=r"id 777 is outside of the vocabulary of 600[\s\S]*set.bin"),
+    ):
+        next(stream)
 
 
 def test_errors_of_the_reading_thread_reach_the_caller(splits: DataSplits) -> None:

@@ -157,7 +157,7 @@ def test_damage_is_refused(
         content = bytearray(file.read_bytes())
         content[900] ^= 1
         file.write_bytes(content)
-    with pytest.raises(UserError, match="or other ids|cannot be fetched"):
+    with pytest.raises(UserError, match=r"or other ids|cannot be fetched"):
         open_shards(tmp_path).sequence(0)
     for file in files:
         file.write_bytes(file.read_bytes()[: 1024 * 20])
