@@ -43,7 +43,7 @@ def end_with_parent() -> None:
 
 
 def encode_block(work: Encoding, block: Block) -> PartFacts:
-    """Encode a block and keep it as a part.
+    """Encode a block and keep it as a part, unless it holds records that are invalid and not to be skipped.
 
     Raises:
         UserError: a file cannot be read, a document is too long, or the fast path differs from `tokenizers`.
@@ -65,6 +65,8 @@ def encode_block(work: Encoding, block: Block) -> PartFacts:
         lengths.append(document.size + 1)
     joined = np.concatenate(ids) if ids else end[:0]
     facts = PartFacts(len(joined), unknown, tallies)
+    if not work.options.skip_invalid and any(tally.invalid_count for tally in tallies.values()):
+        return facts  # The corpus will be refused, and no later run may find a part that lacks what is invalid.
     work.parts.write(block.number, joined, np.array(lengths, dtype=np.int32), facts)
     return facts
 

@@ -71,9 +71,9 @@ def preprocess(
     Raises:
         UserError: bad input (see `DocumentReader`), a tokenizer that does not fit, or an existing data set.
     """
-    if not options.overwrite:
-        refuse_existing(prefix if options.tokens_per_shard is None else _shard(prefix, 0))
     parts = PartFolder.beside(prefix)
+    if not options.overwrite and not parts.path.exists():  # A run that is taken up replaces what it has published.
+        refuse_existing(prefix if options.tokens_per_shard is None else _shard(prefix, 0))
     with parts.opened(_plan(reader, tokenizer, options), options.restart):
         try:
             report = _Preprocessing(reader, tokenizer, prefix, options, parts).run()
@@ -175,12 +175,12 @@ class _Preprocessing:
     def _encode(self, blocks: Iterator[Block]) -> list[PartFacts]:
         """Facts of all blocks, encoded now or before."""
         found: dict[int, PartFacts] = {}
-        last = 0
+        count = 0
 
         def unfinished() -> Iterator[Block]:
-            nonlocal last
+            nonlocal count
             for block in blocks:
-                last = block.number
+                count = block.number + 1
                 facts = self.parts.finished(block.number, self.dtype)
                 if facts is None:
                     yield block
@@ -205,7 +205,7 @@ class _Preprocessing:
                 speed = f"{self.encoded_bytes / 1e6 / seconds:.1f} MB/s of text, {tokens / seconds:,.0f} tokens/s"
                 bar.set_postfix_str(speed, refresh=False)
                 bar.update(block.read_bytes)
-        return self._with_absolute_lines([found[number] for number in range(last + 1)])
+        return self._with_absolute_lines([found[number] for number in range(count)])
 
     def _refuse_invalid(self, block: Block, found: dict[int, PartFacts]) -> None:
         """Stop at the first source that has invalid records, if they are not to be skipped."""
@@ -245,11 +245,8 @@ class _Preprocessing:
         ]
 
     def _join_shard(self, prefix: Path, numbers: list[int], facts: list[PartFacts]) -> CorpusFacts:
-        tokenizer, overwrite = self.tokenizer, self.options.overwrite
-        tally, places = Tally(), dict[int, None]()
-        with IndexedWriter(
-            prefix, vocab_size=tokenizer.vocab_size, eod_id=tokenizer.eod_id, overwrite=overwrite
-        ) as writer:
+        tokenizer, tally, places = self.tokenizer, Tally(), dict[int, None]()
+        with IndexedWriter(prefix, vocab_size=tokenizer.vocab_size, eod_id=tokenizer.eod_id, overwrite=True) as writer:
             for number in numbers:
                 writer.add_encoded(*self.parts.read(number, self.dtype))
                 for place, of_source in facts[number].tallies.items():

@@ -18,7 +18,7 @@ def in_order(
 ) -> Iterator[tuple[Task, Result]]:
     """Each task with its result; an error of a task is raised in its turn.
 
-    Processes are forked, so `function` may hold what cannot be sent. Only one task more than there are workers is
+    Processes are forked, so `function` may hold what cannot be sent. Only two tasks more than there are workers are
     under way, so that tasks which carry much data do not pile up.
 
     Raises:
@@ -30,7 +30,7 @@ def in_order(
     try:
         for task in tasks:
             waiting.append((task, pool.submit(call, task)))
-            if len(waiting) > workers:
+            if len(waiting) > workers + 1:
                 first, future = waiting.popleft()
                 yield first, future.result()
         while waiting:
