@@ -10,7 +10,9 @@ RUNTIME = [
     # Data.
     "numpy>=2.2",
     "orjson>=3.10",
+    "protobuf>=5",
     "pyarrow>=20",
+    "sentencepiece>=0.2.1",
     "tiktoken>=0.9",
     "tokenizers>=0.22",
     "webdataset>=1.0",

@@ -29,7 +29,7 @@ _of_worker: list[Any] = []
 def _start(tokenizer: Path) -> None:
     from transformers import PreTrainedTokenizerFast  # a development requirement, and slow to import
 
-    loaded = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"))
+    loaded: Any = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"))  # type: ignore[no-untyped-call]
     _of_worker.append((loaded, Tokenizer.load(tokenizer).eod_id))
 
 
@@ -47,10 +47,8 @@ def megatron(jsonl: Path, tokenizer: Path, prefix: Path) -> Callable[[], object]
     """
     # Imported here: the other ways need none of it.
     import numpy as np
-    import transformers
+    import transformers  # noqa: F401 - so that the forked worker finds it imported
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    assert transformers.PreTrainedTokenizerFast  # so that the forked worker finds it imported
 
     def run() -> None:
         builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)

@@ -24,13 +24,14 @@ def main() -> None:
     arguments = parse_arguments()
     for prefix in arguments.prefix:
         corpus = open_data_set(prefix, arguments.verify)
-        print(describe(corpus))
+        told = [describe(corpus)]
         if arguments.verify:
-            print("verified   the ids are as they were written, within the vocabulary, and end where the index says")
+            told.append("verified   the ids are as written, within the vocabulary, and end with their documents")
         if arguments.tokens:
-            print(token_statistics(corpus))
+            told.append(token_statistics(corpus))
         if arguments.show:
-            print(show_documents(corpus, arguments.show, arguments.limit))
+            told.append(show_documents(corpus, arguments.show, arguments.limit))
+        print("\n".join(told))
 
 
 if __name__ == "__main__":

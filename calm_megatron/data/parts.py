@@ -59,8 +59,9 @@ class PartFolder:
         make_parent(self.path / "plan.json")
         with open(self.path / "lock", "wb") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # Not flock: that one would outlive a killed run by its worker processes, and fail on some NFS.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
                 raise UserError(
                     "another process makes this data set now", str(self.path), "wait for it, or choose another prefix"
                 ) from None
@@ -86,10 +87,9 @@ class PartFolder:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def remove_if_empty(self) -> None:
-        """Remove the folder unless it holds a finished block."""
-        if not any(self.path.glob("0*.json")):
-            self.remove()
+    def any_finished(self) -> bool:
+        """Whether the folder holds a finished block."""
+        return any(self.path.glob("0*.json"))
 
     def _file(self, number: int, ending: str) -> Path:
         return self.path / f"{number:08d}{ending}"

@@ -7,6 +7,7 @@ same call: blocks that were finished are not encoded again.
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -75,10 +76,12 @@ def preprocess(
     if not options.overwrite and not parts.path.exists():  # A run that is taken up replaces what it has published.
         refuse_existing(prefix if options.tokens_per_shard is None else _shard(prefix, 0))
     with parts.opened(_plan(reader, tokenizer, options), options.restart):
+        work = _Preprocessing(reader, tokenizer, prefix, options, parts)
         try:
-            report = _Preprocessing(reader, tokenizer, prefix, options, parts).run()
+            report = work.run()
         except UserError:
-            parts.remove_if_empty()  # What is finished can be taken up, once the disk has room again, say.
+            if work.refused or not parts.any_finished():
+                parts.remove()
             raise
         parts.remove()
     return report
@@ -116,6 +119,8 @@ class _Preprocessing:
         self.tokenizer = tokenizer
         self.dtype = dtype_of_ids(tokenizer.vocab_size)
         self.started = time.monotonic()
+        self.refused = False
+        """Whether corpus or tokenizer are no good, and not only the disk full, say; then nothing is kept."""
         self.histogram = length_histogram([])
         self.encoded_bytes = 0
         """Of the texts that this process has not found encoded."""
@@ -156,8 +161,8 @@ class _Preprocessing:
         return report
 
     def _refused(self, error: UserError) -> UserError:
-        """The error, after what was made of such a corpus is gone."""
-        self.parts.remove()
+        """The error, after a note that the parts are of no use."""
+        self.refused = True
         return error
 
     def _sample(self, blocks: Iterator[Block]) -> tuple[list[Block], list[str]]:
@@ -194,9 +199,12 @@ class _Preprocessing:
         workers = self.options.workers or len(os.sched_getaffinity(0))
         size = sum(source.size for source in self.reader.sources)
         # `disable=None` is no bar unless stderr is a terminal.
-        with tqdm(total=size or None, unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
-            tokens = 0
-            for block, facts in in_order(partial(encode_block, work), unfinished(), workers, end_with_parent):
+        tokens = 0
+        with (
+            tqdm(total=size or None, unit="B", unit_scale=True, desc="encoding", disable=None) as bar,
+            closing(in_order(partial(encode_block, work), unfinished(), workers, end_with_parent)) as results,
+        ):
+            for block, facts in results:
                 found[block.number] = facts
                 self._refuse_invalid(block, found)
                 tokens += facts.tokens

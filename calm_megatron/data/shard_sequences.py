@@ -104,7 +104,7 @@ class ShardSequences:
         return hashlib.sha256("".join(shard.xxh3 for shard in self._manifest.shards).encode()).hexdigest()
 
     def _order(self, epoch: int) -> list[int]:
-        return permutation(len(self._counts_S), self._seed, _SHARD_ORDER, epoch).tolist()
+        return [int(shard) for shard in permutation(len(self._counts_S), self._seed, _SHARD_ORDER, epoch)]
 
     def _shard_of(self, stream: int, turn: int) -> tuple[int, int]:
         """Epoch and number of a stream's shard."""

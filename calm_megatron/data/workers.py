@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar, cast
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 def in_order(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, initialise: Callable[[], None]
-) -> Iterator[tuple[Task, Result]]:
+) -> Generator[tuple[Task, Result], None, None]:
     """Each task with its result; an error of a task is raised in its turn.
 
     Processes are forked, so `function` may hold what cannot be sent. Only two tasks more than there are workers are

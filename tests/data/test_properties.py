@@ -88,7 +88,7 @@ def test_any_ranks_take_up_the_exact_sequence(parts: list[tuple[int, int, int]],
     )
     consumed, expected = 0, 0
     for ranks, micro, steps in parts:
-        schedule = BatchSchedule(12, None, micro, ranks)
+        schedule = BatchSchedule(24, None, micro, ranks)
         streams = [TrainingBatches(dataset, schedule, consumed, rank) for rank in range(ranks)]
         for _ in range(steps):
             rows = {
@@ -97,8 +97,8 @@ def test_any_ranks_take_up_the_exact_sequence(parts: list[tuple[int, int, int]],
                 for batch in next(stream)
                 for index, ids_T in zip(batch.sequence_ids_B.tolist(), batch.ids_BT.numpy(), strict=True)
             }
-            assert sorted(rows) == list(range(expected, expected + 12))
+            assert sorted(rows) == list(range(expected, expected + 24))
             assert all(np.array_equal(ids_T, dataset.sequence(index).ids_T) for index, ids_T in rows.items())
-            consumed, expected = consumed + 12, expected + 12
+            consumed, expected = consumed + 24, expected + 24
         for stream in streams:
             stream.close()

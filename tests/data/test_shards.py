@@ -155,9 +155,9 @@ def test_damage_is_refused(
     files = sorted(tmp_path.glob("*.tar"))
     for file in files:
         content = bytearray(file.read_bytes())
-        content[900] ^= 1
+        content[512 + 128 + 2] ^= 1  # behind the headers of tar and npy
         file.write_bytes(content)
-    with pytest.raises(UserError, match=r"or other ids|cannot be fetched"):
+    with pytest.raises(UserError, match="or other ids"):
         open_shards(tmp_path).sequence(0)
     for file in files:
         file.write_bytes(file.read_bytes()[: 1024 * 20])
