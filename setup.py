@@ -10,6 +10,10 @@ RUNTIME = [
     # Data.
     "numpy>=2.2",
     "orjson>=3.10",
+    "protobuf>=5",
+    "pyarrow>=20",
+    "sentencepiece>=0.2.1",
+    "tiktoken>=0.9",
     "tokenizers>=0.22",
     "webdataset>=1.0",
     "zstandard>=0.23",
@@ -33,6 +37,7 @@ EXTRAS = {
     "hf": ["transformers>=4.48"],
     "slurm": ["submitit>=1.5"],
     "dev": [
+        "hypothesis>=6.120",
         "mypy>=2.4",
         "pre-commit>=4",
         "pytest>=9",

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from benchmarks.cut_head import CutTask
 from benchmarks.small_run import RandomTokens, engine, jobs_of_rank, micro_batches, small, start
 from benchmarks.wire import Counter, watching
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.train.engine import Engine
 

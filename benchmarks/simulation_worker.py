@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.small_run import RandomTokens, engine, jobs_of_rank, micro_batches, small, start
 from calm_megatron.config.schema import RunConfig
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.train.engine import Engine

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.heads.kinds import term_names
 from calm_megatron.model.initialise import initialise

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.sources import find_sources
 from calm_megatron.data.tokenizer import Tokenizer
 from calm_megatron.data.train_tokenizer import train_tokenizer
 from tests.small_runs import ROOT, VOCABULARY

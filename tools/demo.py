@@ -145,7 +145,7 @@ def write_prompts(path: Path, calm: Path) -> None:
     r"""One prompt a line, with \n for line breaks: the beginnings of sequences of the test split."""
     # Imported here because torch takes seconds, which a command line that cannot work should not cost.
     from calm_megatron.checkpoint.load import saved_config
-    from calm_megatron.data.loader import DataSplits
+    from calm_megatron.data.data_splits import DataSplits
     from calm_megatron.data.tokenizer import Tokenizer
 
     config = saved_config(calm)

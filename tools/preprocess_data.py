@@ -1,53 +1,59 @@
-"""Turn text or JSONL into a data set: megatron-core `.bin` and `.idx`, and a side file that names the tokenizer."""
+"""Turn text, JSONL or parquet into a data set: megatron-core `.bin` and `.idx`, and a side file."""
 
 import argparse
 from pathlib import Path
 
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.data.arguments import add_corpus_arguments, open_reader
-from calm_megatron.data.indexed import IndexedCorpus
-from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.preprocess import PreprocessOptions, preprocess
 from calm_megatron.data.tokenizer import Tokenizer
-
-_NEEDED = ("input", "tokenizer", "output_prefix")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_corpus_arguments(parser, required=False)
+    add_corpus_arguments(parser)
     add = parser.add_argument
-    add("--tokenizer", metavar="PATH", help="folder with a Hugging Face tokenizer.json")
-    add("--output-prefix", type=Path, metavar="PREFIX", help="write PREFIX.bin, PREFIX.idx and PREFIX.facts.json")
+    add("--tokenizer", required=True, metavar="PATH", help="folder with a Hugging Face tokenizer.json")
+    add(
+        "--output-prefix",
+        type=Path,
+        required=True,
+        metavar="PREFIX",
+        help="write PREFIX.bin, PREFIX.idx, PREFIX.facts.json and PREFIX.report.json",
+    )
+    add("--workers", type=int, metavar="N", help="processes that encode (default: one for each core)")
+    add(
+        "--tokens-per-shard",
+        type=int,
+        metavar="N",
+        help="cut the corpus into data sets PREFIX-00000, PREFIX-00001, ... of about N tokens (default: one data set)",
+    )
+    add("--no-fast-path", action="store_true", help="encode by tokenizers, not by tiktoken where that gives the same")
     add("--allow-lossy", action="store_true", help="accept a tokenizer that does not give the text back")
     add("--overwrite", action="store_true", help="replace the data set at PREFIX")
-    add("--verify", type=Path, metavar="PREFIX", help="only check the data set at PREFIX against its checksum")
+    add("--restart", action="store_true", help="do not go on with what a killed run left in PREFIX.parts")
     arguments = parser.parse_args()
-    given = [name for name in _NEEDED if getattr(arguments, name) is not None]
-    if arguments.verify is None and len(given) < len(_NEEDED):
-        parser.error("--input, --tokenizer and --output-prefix are needed")
-    if arguments.verify is not None and given:
-        parser.error("--verify stands alone")
+    for name in ("workers", "tokens_per_shard"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
     return arguments
 
 
 def main() -> None:
-    """Make or verify a data set."""
+    """Make a data set."""
     arguments = parse_arguments()
-    if arguments.verify is not None:
-        corpus = IndexedCorpus.open(arguments.verify)
-        corpus.verify()
-        facts = corpus.facts
-        print(f"{arguments.verify}: {facts.documents:,} documents, {facts.tokens:,} tokens, as they were written")
-        return
-    report = preprocess(
-        open_reader(arguments),
-        Tokenizer.load(arguments.tokenizer),
-        arguments.output_prefix,
+    options = PreprocessOptions(
+        workers=arguments.workers,
         allow_lossy=arguments.allow_lossy,
         overwrite=arguments.overwrite,
+        restart=arguments.restart,
+        fast_path=not arguments.no_fast_path,
+        tokens_per_shard=arguments.tokens_per_shard,
     )
-    print(report)
+    tokenizer = Tokenizer.load(arguments.tokenizer)
+    print(preprocess(open_reader(arguments), tokenizer, arguments.output_prefix, options))
 
 
 if __name__ == "__main__":

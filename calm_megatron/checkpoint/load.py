@@ -39,6 +39,11 @@ def saved_config(path: str | Path) -> RunConfig:
     return load_run([find_checkpoint(path) / "config.yaml"])
 
 
+def tokenizer_fingerprint(path: str | Path) -> str | None:
+    """SHA-256 of the tokenizer whose ids a run or checkpoint was trained on; none if it is not known."""
+    return Manifest.load(find_checkpoint(path)).fingerprints.get("tokenizer")
+
+
 def load_autoencoder(path: str | Path) -> Autoencoder:
     """The autoencoder of a run or checkpoint, in fp32 and evaluation mode."""
     checkpoint = find_checkpoint(path)

@@ -5,6 +5,7 @@ Each check returns the reason and the nearest values that work; all reasons are 
 
 import math
 from collections.abc import Iterator
+from glob import has_magic
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import (
@@ -102,15 +103,22 @@ def _data(config: RunConfig) -> Iterator[str]:
         )
     elif isinstance(config.model, BackboneConfig) and data.seq_length < 2 * patch_size:
         yield f"data.seq_length = {data.seq_length}: one patch is predicted from another, so give it at least two"
-    explicit = [data.train_data_path, data.valid_data_path, data.test_data_path]
-    if data.data_path and any(explicit):
+    if data.data_path and any([data.train_data_path, data.train_shards, data.valid_data_path, data.test_data_path]):
         yield "data.data_path (one set, cut by data.split) and data.train_data_path etc. exclude each other"
-    if not data.data_path and not data.train_data_path:
+    if data.train_data_path and data.train_shards:
+        yield "data.train_data_path and data.train_shards exclude each other"
+    if not (data.data_path or data.train_data_path or data.train_shards):
         yield "set data.data_path (one set, cut by data.split) or data.train_data_path with data.valid_data_path"
-    if data.train_data_path and not data.valid_data_path:
-        yield "data.train_data_path needs data.valid_data_path beside it"
+    if (data.train_data_path or data.train_shards) and not data.valid_data_path:
+        yield "data.train_data_path and data.train_shards need data.valid_data_path beside them"
     if data.data_path:
         yield from _split(data.split)
+    if data.blend_weights and data.blend_epochs:
+        yield "data.blend_weights and data.blend_epochs both say how much of each data set is taken; give one"
+    training = data.data_path or data.train_data_path
+    single = training is None or (isinstance(training, str) and not has_magic(training))
+    if (data.blend_weights or data.blend_epochs) and single:
+        yield "data.blend_weights and data.blend_epochs have no effect on a single data set; leave them out"
 
 
 def _rollout(config: RunConfig) -> Iterator[str]:

@@ -187,22 +187,36 @@ ModelConfig = Annotated[AutoencoderConfig | CalmConfig | ArConfig, Field(discrim
 class DataConfig(Section):
     """Which tokens the run sees. Prefixes name megatron-core `.bin`/`.idx` pairs, without the ending."""
 
-    data_path: str | None = None
-    """One data set, cut into training, validation and test documents by `split`."""
+    data_path: str | tuple[str, ...] | None = None
+    """Data sets, each cut into training, validation and test documents by `split`: one prefix, a list of several, or a
+    pattern such as `data/web-*`."""
     split: str = "98,1,1"
     """Shares of training, validation and test documents, counted in tokens."""
-    train_data_path: str | None = None
-    """Data set for training alone, in place of `data_path`."""
-    valid_data_path: str | None = None
-    """Data set for validation; needed beside `train_data_path`."""
-    test_data_path: str | None = None
-    """Data set for testing."""
+    train_data_path: str | tuple[str, ...] | None = None
+    """Data sets for training alone, in place of `data_path`."""
+    train_shards: str | None = None
+    """Tar shards for training, in place of `train_data_path`: a folder, or what webdataset opens with `{}` for the
+    file's name, such as `http://host/shards/{}` or `pipe:ssh host cat shards/{}`."""
+    shard_streams: PositiveInt = 8
+    """Shards that are read side by side over all ranks, a multiple of the data-parallel ranks; decides the order."""
+    valid_data_path: str | tuple[str, ...] | None = None
+    """Data sets for validation; needed beside `train_data_path` and `train_shards`."""
+    test_data_path: str | tuple[str, ...] | None = None
+    """Data sets for testing."""
+    blend_weights: tuple[PositiveFloat, ...] | None = None
+    """Of several training sets, the share of each in the samples, in their order; need not add up to 1."""
+    blend_epochs: tuple[PositiveFloat, ...] | None = None
+    """Of several training sets, how often each is passed through while others are once; by default each once."""
     seq_length: PositiveInt = 2048
     """Tokens per sequence; a multiple of the patch size."""
     align_documents: Switch = True
     """Fill each document up to whole patches, so that no patch straddles two; false concatenates, as is official."""
     reset_attention_mask: Switch = True
     """Keep attention within a document; false lets it reach across, as the official code does."""
+    num_workers: NonNegativeInt = 0
+    """Processes of each rank that read training batches; 0 reads in a thread, which does for small models."""
+    prefetch_steps: PositiveInt = 2
+    """Steps that are read ahead of training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import argparse
 
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
+from calm_megatron.data.sources import find_sources
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -13,10 +14,16 @@ def add_corpus_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         nargs="+",
         required=required,
         metavar="PATH",
-        help="files, or folders with files, that end in .jsonl, .json, .txt or .md, or in these with .gz, .zst or .xz",
+        help="files, folders or quoted patterns of files that end in .jsonl, .json, .txt or .md, in these with .gz, "
+        ".zst or .xz, or in .parquet",
     )
-    add("--input-format", choices=("jsonl", "text"), help="read all files this way, whatever their endings")
-    add("--json-key", default="text", metavar="KEY", help="key of the text in each JSON object (default: text)")
+    add("--input-format", choices=("jsonl", "text", "parquet"), help="read all files this way, whatever their endings")
+    add(
+        "--json-key",
+        default="text",
+        metavar="KEY",
+        help="key of the text in each JSON object, or column of parquet files (default: text)",
+    )
     add(
         "--document-separator",
         metavar="LINE",

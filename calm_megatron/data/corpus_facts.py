@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.tokenizer import tokenizer_fingerprint
 
 FORMAT = "calm_megatron data set 1"
@@ -25,9 +26,9 @@ class CorpusFacts:
     documents: int
     tokens: int
     """Ids in the `.bin`, one end-of-document id for each document included."""
-    text_bytes: int
-    """Bytes of the texts in UTF-8."""
-    unknown_tokens: int
+    text_bytes: int | None
+    """Bytes of the texts in UTF-8; none where it is unknown, as of some documents of a data set."""
+    unknown_tokens: int | None
     """Ids that stand for what the vocabulary cannot express."""
     vocab_size: int
     eod_id: int
@@ -42,10 +43,15 @@ class CorpusFacts:
     """The same, seen from the folder of the data set, for when both are moved together."""
     tokenizer_fingerprint: str
     sources: tuple[str, ...]
-    empty_documents: int
+    empty_documents: int | None
     """Documents without visible text, left out."""
-    invalid_records: int
+    invalid_records: int | None
     """Records left out because they could not be read."""
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the ids mean."""
+        return Meaning(self.tokenizer_fingerprint, self.vocab_size, self.eod_id, self.pad_id)
 
 
 def bin_file(prefix: Path) -> Path:

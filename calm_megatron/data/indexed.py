@@ -5,12 +5,11 @@ every patch size.
 """
 
 import hashlib
-import struct
-import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,19 +17,34 @@ from numpy.typing import ArrayLike, NDArray
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.corpus_facts import CorpusFacts, bin_file, facts_file, idx_file, read_facts, write_facts
 from calm_megatron.data.files import make_parent, publish, temporary_name
+from calm_megatron.data.index_file import LARGEST_DOCUMENT, IndexFile, dtype_of_ids, write_index
 
-_IDX_HEADER = struct.Struct("<9sQBQQ")
-_IDX_MAGIC = b"MMIDIDX\x00\x00"
-_LARGEST_DOCUMENT = np.iinfo(np.int32).max
 _AGAIN = "copy the data set again or make it again with tools/preprocess_data.py"
+_IDS_AT_A_TIME = 1 << 22
 
 
-def _megatron() -> ModuleType:
-    """megatron-core's module, imported at first use: it takes seconds, and warns about GPU parts that are optional."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from megatron.core.datasets import indexed_dataset
-    return cast(ModuleType, indexed_dataset)
+def refuse_existing(prefix: Path) -> None:
+    """Stop where a data set is not to be replaced.
+
+    Raises:
+        UserError: there is one.
+    """
+    if idx_file(prefix).exists():
+        raise UserError(
+            "there is a data set already",
+            str(idx_file(prefix)),
+            "choose another prefix, or replace it with --overwrite",
+        )
+
+
+class WrittenFacts(TypedDict):
+    """Fields of `CorpusFacts` that follow from the ids."""
+
+    documents: int
+    tokens: int
+    dtype: str
+    bin_bytes: int
+    bin_sha256: str
 
 
 class IndexedWriter:
@@ -47,22 +61,18 @@ class IndexedWriter:
     """
 
     def __init__(self, prefix: Path, *, vocab_size: int, eod_id: int, overwrite: bool = False) -> None:
-        if idx_file(prefix).exists() and not overwrite:
-            raise UserError(
-                "there is a data set already",
-                str(idx_file(prefix)),
-                "choose another prefix, or replace it with --overwrite",
-            )
+        if not overwrite:
+            refuse_existing(prefix)
         make_parent(bin_file(prefix))
         self.documents = 0
         self.tokens = 0
         self._prefix, self._eod_id = prefix, eod_id
         self._bin, self._idx = temporary_name(bin_file(prefix)), temporary_name(idx_file(prefix))
         self._hash = hashlib.sha256()
-        megatron = _megatron()
-        self._dtype: np.dtype[Any] = np.dtype(megatron.DType.optimal_dtype(vocab_size))
+        self._dtype = dtype_of_ids(vocab_size)
+        self._lengths: list[NDArray[np.int32]] = []
         try:
-            self._builder = megatron.IndexedDatasetBuilder(str(self._bin), dtype=self._dtype.type)
+            self._stream = open(self._bin, "wb")  # noqa: SIM115 - closed by __exit__ and publish
         except OSError as error:
             raise UserError(f"cannot write the data set: {error.strerror}", str(self._bin)) from None
 
@@ -73,7 +83,7 @@ class IndexedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with suppress(OSError):  # A full disk fails here once more.
-            self._builder.data_file.close()
+            self._stream.close()
         self._bin.unlink(missing_ok=True)
         self._idx.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -85,14 +95,19 @@ class IndexedWriter:
         return self._dtype.name
 
     @property
-    def bin_sha256(self) -> str:
-        """SHA-256 of the ids written so far."""
-        return self._hash.hexdigest()
+    def lengths(self) -> Sequence[NDArray[np.int32]]:
+        """Tokens of each document so far, in chunks."""
+        return self._lengths
 
-    @property
-    def bin_bytes(self) -> int:
-        """Bytes of the ids written so far."""
-        return self.tokens * self._dtype.itemsize
+    def counts(self) -> WrittenFacts:
+        """What the side file says of the ids written so far."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "dtype": self._dtype.name,
+            "bin_bytes": self.tokens * self._dtype.itemsize,
+            "bin_sha256": self._hash.hexdigest(),
+        }
 
     def add(self, ids: ArrayLike) -> None:
         """Append one document; the end-of-document id is added here.
@@ -100,55 +115,50 @@ class IndexedWriter:
         Raises:
             UserError: it is longer than the format can say.
         """
-        document = np.append(np.asarray(ids), self._eod_id).astype(self._dtype)
-        if document.size > _LARGEST_DOCUMENT:
+        document = np.append(np.asarray(ids), self._eod_id)
+        if document.size > LARGEST_DOCUMENT:
             raise UserError(
                 f"document {self.documents} has {document.size:,} tokens, more than the format can hold",
                 str(self._prefix),
                 "cut the document; for text files, --document-separator does",
             )
-        self._builder.add_document(document, [document.size])
-        self._hash.update(document.tobytes())
-        self.documents += 1
-        self.tokens += document.size
+        self.add_encoded(document.astype(self._dtype), np.array([document.size], dtype=np.int32))
+
+    def add_encoded(self, ids: NDArray[np.integer[Any]], lengths: NDArray[np.int32]) -> None:
+        """Append several documents, whose ends are in place already; the ids are of the data set's type.
+
+        Ids may also come in parts, the later ones with no lengths.
+        """
+        content = np.ascontiguousarray(ids, dtype=self._dtype).data.cast("B")
+        self._stream.write(content)
+        self._hash.update(content)
+        self._lengths.append(lengths)
+        self.documents += len(lengths)
+        self.tokens += len(ids)
 
     def publish(self, facts: CorpusFacts) -> None:
         """Close the files and give them their final names, the index last: without it there is no data set."""
-        self._builder.finalize(str(self._idx))
+        self._stream.close()
+        with open(self._idx, "wb") as index:
+            write_index(index, self._dtype, self._lengths, self.documents)
         idx_file(self._prefix).unlink(missing_ok=True)
         publish(self._bin, bin_file(self._prefix))
         write_facts(self._prefix, facts)
         publish(self._idx, idx_file(self._prefix))
 
 
-def _check_index(prefix: Path) -> tuple[int, int]:
-    """Documents and dtype code of an index file, after checking that it is one and whole."""
-    file = idx_file(prefix)
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        header = stream.read(_IDX_HEADER.size)
-    if len(header) < _IDX_HEADER.size or not header.startswith(_IDX_MAGIC):
-        raise UserError("not a megatron-core index file", str(file), _AGAIN)
-    _, version, code, sequences, boundaries = _IDX_HEADER.unpack(header)
-    if version != 1:
-        raise UserError(f"the index file is of version {version}; only 1 is known", str(file), _AGAIN)
-    expected = _IDX_HEADER.size + 12 * sequences + 8 * boundaries
-    if size != expected:
-        raise UserError(f"the index file is cut: {size:,} bytes, {expected:,} expected", str(file), _AGAIN)
-    if boundaries != sequences + 1:
-        raise UserError("documents of several sequences are not supported", str(file), _AGAIN)
-    return sequences, code
-
-
 class IndexedCorpus:
-    """A data set opened for reading through megatron-core's `IndexedDataset`, memory-mapped and never copied whole."""
+    """A data set opened for reading, memory-mapped and never copied whole."""
 
-    def __init__(self, prefix: Path, facts: CorpusFacts, dataset: Any) -> None:
+    def __init__(self, prefix: Path, facts: CorpusFacts, index: IndexFile) -> None:
         self.prefix = prefix
         self.facts = facts
-        self._dataset = dataset
-        self.lengths_D: NDArray[np.int64] = np.asarray(dataset.sequence_lengths, dtype=np.int64)
+        self.lengths_D: NDArray[np.int32] = index.lengths_D
         """Tokens of each document, with its end-of-document id."""
+        self._offsets_D = index.offsets_D
+        self._itemsize = index.dtype.itemsize
+        # A plain view: a memmap's slices carry its bookkeeping along, which takes longer than reading.
+        self._ids: NDArray[np.integer[Any]] = np.asarray(np.memmap(bin_file(prefix), dtype=index.dtype, mode="r"))
 
     @classmethod
     def open(cls, prefix: str | Path) -> "IndexedCorpus":
@@ -165,7 +175,7 @@ class IndexedCorpus:
                 hint = " (give the path without .bin or .idx)" if prefix.suffix in (".bin", ".idx") else ""
                 raise UserError(f"the data set is not there{hint}", str(file), "make it with tools/preprocess_data.py")
         facts = read_facts(prefix)
-        documents, code = _check_index(prefix)
+        index = IndexFile.open(idx_file(prefix))
         found = bin_file(prefix).stat().st_size
         if found != facts.bin_bytes:
             how = "cut" if found < facts.bin_bytes else "too long"
@@ -174,9 +184,8 @@ class IndexedCorpus:
                 str(bin_file(prefix)),
                 _AGAIN,
             )
-        megatron = _megatron()
-        corpus = cls(prefix, facts, megatron.IndexedDataset(str(prefix)))
-        of_index = (documents, int(corpus.lengths_D.sum()), megatron.DType(code).name)
+        tokens = sum(int(chunk.sum(dtype=np.int64)) for chunk in index.chunks())
+        of_index = (len(index.lengths_D), tokens, index.dtype.name)
         of_facts = (facts.documents, facts.tokens, facts.dtype)
         if of_index != of_facts:
             raise UserError(
@@ -185,19 +194,40 @@ class IndexedCorpus:
                 f"{idx_file(prefix)} and {facts_file(prefix)}",
                 _AGAIN,
             )
-        return corpus
+        return cls(prefix, facts, index)
+
+    def document(self, number: int) -> NDArray[np.integer[Any]]:
+        """Ids of a document: a view of the mapped file."""
+        first = int(self._offsets_D[number]) // self._itemsize
+        return self._ids[first : first + int(self.lengths_D[number])]
 
     def read(self, document: int, start: int, stop: int) -> NDArray[np.integer[Any]]:
-        """Ids `start` to `stop` of a document: a view of the mapped file, valid only while the corpus lives."""
-        return cast(NDArray[np.integer[Any]], self._dataset.get(document, start, stop - start))
+        """Ids `start` to `stop` of a document: a view of the mapped file."""
+        first = int(self._offsets_D[document]) // self._itemsize
+        return self._ids[first + start : first + stop]
+
+    def parts(self) -> Iterator[NDArray[np.integer[Any]]]:
+        """All ids in their order, some millions at a time."""
+        for first in range(0, len(self._ids), _IDS_AT_A_TIME):
+            yield self._ids[first : first + _IDS_AT_A_TIME]
 
     def verify(self) -> None:
-        """Read all ids and compare their SHA-256 with the one written down.
+        """Read all ids, compare their SHA-256 with the one written down, and look that the vocabulary holds them.
 
         Raises:
-            UserError: they are not the ids that were written.
+            UserError: they are not the ids that were written, or outside of the vocabulary, or the index does not
+                say where documents end.
         """
-        with open(bin_file(self.prefix), "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256")
+        digest, largest = hashlib.sha256(), -1
+        for ids in self.parts():
+            digest.update(ids.data.cast("B"))
+            largest = max(largest, int(ids.max()))
         if digest.hexdigest() != self.facts.bin_sha256:
             raise UserError("the ids are not the ones that were written", str(bin_file(self.prefix)), _AGAIN)
+        if largest >= self.facts.vocab_size:
+            raise UserError(
+                f"id {largest} is outside of the vocabulary of {self.facts.vocab_size:,}", str(bin_file(self.prefix))
+            )
+        ends = self._offsets_D[:] // self._itemsize + self.lengths_D - 1
+        if not (self._ids[ends] == self.facts.eod_id).all() or int(ends[-1]) != self.facts.tokens - 1:
+            raise UserError("the index does not say where documents end", str(idx_file(self.prefix)), _AGAIN)

@@ -1,4 +1,4 @@
-"""Sequences of whole patches from a data set, packed when they are read.
+"""Sequences of whole patches from a data set, packed when they are read, without an index.
 
 An epoch is one pass over the documents: they are put in a shuffled order, laid end to end, and cut into sequences of
 T tokens, which are taken in a shuffled order of their own. Aligned, each document (with its end-of-document id) is
@@ -6,32 +6,33 @@ filled with pad ids up to whole patches, so that no patch straddles two document
 other without fill, as in the official code. What is left at the end of an epoch and fills no sequence is dropped,
 another piece in each epoch.
 
+To find a sequence without an index of all documents, they are shuffled in two steps: into groups of 256, each taken
+from all over the data set (group g of G has documents g, g + G, g + 2 G, ...), groups in a shuffled order and each
+group's documents in one of their own. Only the groups' sizes are kept; the documents of a group are laid out when one
+of its sequences is read.
+
 Everything is a pure function of (data set, documents, K, T, seed, sample index): nothing is cached on disk, and no
 rank needs another.
 
-Letters: D documents, T tokens of a sequence, K tokens of a patch, P = T / K patches.
+Letters: D documents, G groups of them, T tokens of a sequence, K tokens of a patch, P = T / K patches.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calm_megatron.config.checks import nearest_multiples
 from calm_megatron.config.errors import UserError
+from calm_megatron.data.corpus_facts import bin_file
 from calm_megatron.data.indexed import IndexedCorpus
-from calm_megatron.data.permutation import permutation
+from calm_megatron.data.meaning import Meaning
+from calm_megatron.data.permutation import KeyedOrder, permutation
+from calm_megatron.data.sequences import PatchedSequence, check_lengths, cut_out, filled
 
-_DOCUMENT_ORDER, _SEQUENCE_ORDER = 0, 1
-
-
-class PatchedSequence(NamedTuple):
-    """One sequence."""
-
-    ids_T: NDArray[np.int64]
-    documents_P: NDArray[np.int32]
-    """Number within the sequence, counted from 0, of the document that each patch's first token belongs to."""
+GROUP_DOCUMENTS = 256
+_DOCUMENT_ORDER, _SEQUENCE_ORDER, _GROUP_ORDER = 0, 1, 2
+_GROUPS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,22 @@ class _Epoch:
     """One pass over the documents."""
 
     number: int
-    order_D: NDArray[np.int64]
-    """Document at each place of the stream."""
-    starts_D1: NDArray[np.int64]
-    """Where in the stream, in tokens with fill, the document at each place begins; then the length of the stream."""
-    sequences: NDArray[np.int64]
+    order_G: NDArray[np.int64]
+    """Group at each place of the stream."""
+    starts_G1: NDArray[np.int64]
+    """Where in the stream, in tokens with fill, the group at each place begins; then the length of the stream."""
+    sequences: KeyedOrder | range
     """Place in the stream, in sequences, of each sample of the epoch."""
 
 
-def check_lengths(seq_length: int, patch_size: int) -> None:
-    """Refuse sequences that are not made of whole patches.
+@dataclass(frozen=True)
+class _Group:
+    """The documents of a group, laid out."""
 
-    Raises:
-        UserError: `patch_size` does not divide `seq_length`.
-    """
-    if seq_length % patch_size:
-        nearest = nearest_multiples(seq_length, patch_size)
-        raise UserError(
-            f"a sequence of {seq_length} tokens is not made of whole patches of {patch_size}",
-            "data.seq_length",
-            f"set data.seq_length to {nearest}",
-        )
+    order: NDArray[np.int64]
+    """Document at each place."""
+    starts: NDArray[np.int64]
+    """Where in the stream each begins; then where the group ends."""
 
 
 class PatchedDataset:
@@ -67,7 +63,7 @@ class PatchedDataset:
 
     Args:
         corpus: the data set.
-        documents: indices of the documents that belong to this split.
+        documents: indices of the documents that belong to this split; none takes all.
         name: of the split, for messages.
         patch_size: K.
         seq_length: T, a multiple of K.
@@ -81,7 +77,7 @@ class PatchedDataset:
     def __init__(
         self,
         corpus: IndexedCorpus,
-        documents: NDArray[np.int64],
+        documents: NDArray[np.int64] | None,
         *,
         name: str,
         patch_size: int,
@@ -91,17 +87,26 @@ class PatchedDataset:
     ) -> None:
         check_lengths(seq_length, patch_size)
         self.name = name
+        self.streams = None
         self.patch_size = patch_size
         self.seq_length = seq_length
         self.corpus = corpus
         self._documents_D = documents
+        self._count = len(corpus.lengths_D) if documents is None else len(documents)
+        self._groups = -(-self._count // GROUP_DOCUMENTS)
         self._unit = patch_size if align_documents else 1
         self._seed = seed
         self._epoch: _Epoch | None = None
-        lengths_D = corpus.lengths_D[documents]
-        self.tokens = int(lengths_D.sum())
+        self._laid_out: OrderedDict[tuple[int, int], _Group] = OrderedDict()
+        self.tokens = 0
         """Tokens of the documents, without fill."""
-        self.filled_tokens = int(self._filled(lengths_D).sum())
+        self._filled_G = np.zeros(self._groups, dtype=np.int64)
+        for group in range(self._groups) if seed is None else ():
+            self._count_in(self._members(group), slice(group, group + 1))
+        for row in range(GROUP_DOCUMENTS) if seed is not None else ():
+            members = self._documents(slice(row * self._groups, (row + 1) * self._groups))
+            self._count_in(members, slice(0, len(members)))
+        self.filled_tokens = int(self._filled_G.sum())
         """Tokens of the documents, with fill."""
         self.sequences_per_epoch = self.filled_tokens // seq_length
         if not self.sequences_per_epoch:
@@ -112,21 +117,61 @@ class PatchedDataset:
                 f"shorten data.seq_length, give more text, or a larger share to {name} in data.split",
             )
 
-    def _filled(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        return -(-lengths // self._unit) * self._unit
+    @property
+    def meaning(self) -> Meaning:
+        """What the ids mean."""
+        return self.corpus.facts.meaning
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the ids."""
+        return self.corpus.facts.bin_sha256
+
+    def _documents(self, places: slice) -> NDArray[np.int64]:
+        """Documents at these places of the split."""
+        if self._documents_D is not None:
+            return self._documents_D[places]
+        return np.arange(*places.indices(self._count), dtype=np.int64)
+
+    def _members(self, group: int) -> NDArray[np.int64]:
+        """Documents of a group, unshuffled."""
+        if self._seed is None:
+            return self._documents(slice(group * GROUP_DOCUMENTS, (group + 1) * GROUP_DOCUMENTS))
+        return self._documents(slice(group, None, self._groups))
+
+    def _count_in(self, documents: NDArray[np.int64], groups: slice) -> None:
+        lengths = self.corpus.lengths_D[documents]
+        self.tokens += int(lengths.sum(dtype=np.int64))
+        sizes = filled(lengths, self._unit)
+        self._filled_G[groups] += sizes.sum() if self._seed is None else sizes
 
     def _epoch_of(self, number: int) -> _Epoch:
         if self._epoch is None or self._epoch.number != number:
-            count = len(self._documents_D)
-            if self._seed is None:
-                order, sequences = self._documents_D, np.arange(self.sequences_per_epoch)
-            else:
-                order = self._documents_D[permutation(count, self._seed, _DOCUMENT_ORDER, number)]
-                sequences = permutation(self.sequences_per_epoch, self._seed, _SEQUENCE_ORDER, number)
-            starts = np.zeros(count + 1, dtype=np.int64)
-            np.cumsum(self._filled(self.corpus.lengths_D[order]), out=starts[1:])
+            sequences: KeyedOrder | range = range(self.sequences_per_epoch)
+            order = np.arange(self._groups)
+            if self._seed is not None:
+                order = permutation(self._groups, self._seed, _GROUP_ORDER, number)
+                sequences = KeyedOrder(self.sequences_per_epoch, self._seed, _SEQUENCE_ORDER, number)
+            starts = np.zeros(self._groups + 1, dtype=np.int64)
+            np.cumsum(self._filled_G[order], out=starts[1:])
             self._epoch = _Epoch(number, order, starts, sequences)
         return self._epoch
+
+    def _group_at(self, epoch: _Epoch, place: int) -> _Group:
+        key = (epoch.number, place)
+        if key in self._laid_out:
+            self._laid_out.move_to_end(key)
+            return self._laid_out[key]
+        group = int(epoch.order_G[place])
+        order = self._members(group)
+        if self._seed is not None:
+            order = order[permutation(len(order), self._seed, _DOCUMENT_ORDER, epoch.number, group)]
+        starts = np.full(len(order) + 1, epoch.starts_G1[place])
+        starts[1:] += np.cumsum(filled(self.corpus.lengths_D[order], self._unit))
+        if len(self._laid_out) >= _GROUPS_KEPT:
+            self._laid_out.popitem(last=False)
+        self._laid_out[key] = laid_out = _Group(order, starts)
+        return laid_out
 
     def sequence(self, index: int) -> PatchedSequence:
         """Sample `index` of the run: ids_T (int64) and documents_P (int32).
@@ -136,30 +181,33 @@ class PatchedDataset:
 
         Raises:
             IndexError: it is negative, or beyond the only epoch of an unshuffled set.
+            UserError: an id is outside of the vocabulary.
         """
         if index < 0 or (self._seed is None and index >= self.sequences_per_epoch):
             raise IndexError(f"sample {index} of {self.sequences_per_epoch}")
-        epoch = self._epoch_of(index // self.sequences_per_epoch)
-        start = int(epoch.sequences[index % self.sequences_per_epoch]) * self.seq_length
-        stop = start + self.seq_length
-        first = int(np.searchsorted(epoch.starts_D1, start, side="right")) - 1
-        last = int(np.searchsorted(epoch.starts_D1, stop, side="left"))
-        ids_T = np.full(self.seq_length, self.corpus.facts.pad_id, dtype=np.int64)
-        for place in range(first, last):
-            self._copy(epoch, place, start, ids_T)
-        return PatchedSequence(ids_T, self._documents(epoch, first, last, start))
+        number, place = divmod(index, self.sequences_per_epoch)
+        epoch = self._epoch_of(number)
+        start = int(epoch.sequences[place]) * self.seq_length
+        sequence = cut_out(
+            self._reaching_into(epoch, start), start, self.seq_length, self.patch_size, self.meaning.pad_id
+        )
+        if int(sequence.ids_T.max()) >= self.meaning.vocab_size:
+            raise UserError(
+                f"id {int(sequence.ids_T.max())} is outside of the vocabulary of {self.meaning.vocab_size:,}",
+                str(bin_file(self.corpus.prefix)),
+                "check the data set with tools/inspect_data.py --verify; make it again or copy it again",
+            )
+        return sequence
 
-    def _copy(self, epoch: _Epoch, place: int, start: int, ids_T: NDArray[np.int64]) -> None:
-        """Copy what the sequence at `start` holds of the document at `place`; its fill is there already."""
-        document = int(epoch.order_D[place])
-        offset = int(epoch.starts_D1[place]) - start
-        begin = max(0, -offset)
-        end = min(int(self.corpus.lengths_D[document]), self.seq_length - offset)
-        if begin < end:
-            ids_T[offset + begin : offset + end] = self.corpus.read(document, begin, end)
-
-    def _documents(self, epoch: _Epoch, first: int, last: int, start: int) -> NDArray[np.int32]:
-        firsts_P = start + np.arange(0, self.seq_length, self.patch_size)
-        places_P = np.searchsorted(epoch.starts_D1[first:last], firsts_P, side="right")
-        # Without alignment a short document may hold no patch's first token; numbers stay consecutive all the same.
-        return np.cumsum(np.diff(places_P, prepend=places_P[0]) > 0, dtype=np.int32)
+    def _reaching_into(self, epoch: _Epoch, start: int) -> list[tuple[int, NDArray[np.integer]]]:
+        """The documents that reach into the sequence at `start`, each with its place in the stream."""
+        stop, found = start + self.seq_length, list[tuple[int, NDArray[np.integer]]]()
+        place = int(np.searchsorted(epoch.starts_G1, start, side="right")) - 1
+        while place < self._groups and epoch.starts_G1[place] < stop:
+            group = self._group_at(epoch, place)
+            first = max(0, int(np.searchsorted(group.starts, start, side="right")) - 1)
+            last = int(np.searchsorted(group.starts[:-1], stop, side="left"))
+            starts, order = group.starts[first:last].tolist(), group.order[first:last].tolist()
+            found += zip(starts, map(self.corpus.document, order), strict=True)
+            place += 1
+        return found

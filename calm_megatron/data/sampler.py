@@ -72,10 +72,9 @@ class BatchSchedule:
     def micro_batches(self, consumed_samples: int, data_rank: int) -> list[list[int]]:
         """Sample indices of each micro-batch of `data_rank` in the step that begins after `consumed_samples`.
 
-        Micro-batch m of a rank is the slice `consumed + (m * ranks + rank) * size` to that plus `size`.
+        The rank takes every `data_parallel_size`-th sample, beginning at `consumed_samples + data_rank`. So where data
+        comes in streams, and sample i is of stream i modulo their number, a rank stays with its own.
         """
-        size = self.micro_batch_size
-        stride = size * self.data_parallel_size
-        first = consumed_samples + data_rank * size
-        count = self.batch_size_at(consumed_samples) // stride
-        return [list(range(first + m * stride, first + m * stride + size)) for m in range(count)]
+        size, ranks = self.micro_batch_size, self.data_parallel_size
+        own = range(consumed_samples + data_rank, consumed_samples + self.batch_size_at(consumed_samples), ranks)
+        return [list(own[first : first + size]) for first in range(0, len(own), size)]

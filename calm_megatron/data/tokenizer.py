@@ -1,5 +1,7 @@
 """Text to ids and back, by a Hugging Face `tokenizer.json`.
 
+Byte-level BPE, which most are, is encoded by tiktoken (`fast_bpe`), all else by `tokenizers`.
+
 Ids are of the text alone: no BOS or EOS is added here, and the string of a special token that occurs in a text is
 encoded as the ordinary characters it is, so that no document can end another by quoting `<|endoftext|>`.
 """
@@ -7,7 +9,7 @@ encoded as the ordinary characters it is, so that no document can end another by
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import tokenizers
 from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
+from calm_megatron.data.fast_bpe import FastBpe, make_fast_bpe
+from calm_megatron.data.meaning import Meaning
 from calm_megatron.data.pieces import split_text
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -123,6 +127,9 @@ class Tokenizer:
     unk_id: int | None
     """Id of what the vocabulary cannot express; none in byte-level ones."""
     _backend: tokenizers.Tokenizer = field(repr=False, compare=False)
+    _fast: FastBpe | None = field(default=None, repr=False, compare=False)
+    _prepends_space: bool = False
+    """Whether each text gets a space in front before it is encoded, as in SentencePiece."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -149,7 +156,26 @@ class Tokenizer:
             bos_id=backend.token_to_id(bos) if bos else None,
             unk_id=_find_unknown(file, backend),
             _backend=backend,
+            _prepends_space=_prepends_space(file),
         )
+
+    @property
+    def meaning(self) -> Meaning:
+        """What its ids mean."""
+        return Meaning(self.fingerprint, self.vocab_size, self.eod_id, self.pad_id)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether tiktoken encodes."""
+        return self._fast is not None
+
+    def with_fast_path(self) -> "Tokenizer":
+        """The same tokenizer, encoding by tiktoken if it can; whether the ids agree is for the caller to compare."""
+        return replace(self, _fast=make_fast_bpe(_tokenizer_file(self.path)))
+
+    def without_fast_path(self) -> "Tokenizer":
+        """The same tokenizer, encoding by `tokenizers`."""
+        return replace(self, _fast=None)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
@@ -162,11 +188,16 @@ class Tokenizer:
     def encode_documents(self, texts: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """Ids of each text, in order, for streams of any length and texts of any size.
 
-        Texts are cut into pieces first (see `pieces`) and encoded in batches on all cores; memory is bounded
-        by the batch, not by the text. Reads up to one batch ahead of what it yields.
+        Texts are cut into pieces first (see `pieces`); memory is bounded by the pieces, not by the text. Without the
+        fast path they are encoded in batches, on all cores unless this is a worker process, and up to one batch is
+        read ahead of what is yielded.
         """
+        if self._fast is not None:
+            for text in texts:
+                yield self._encode_fast(self._fast, text)
+            return
         done: list[NDArray[np.int32]] = []
-        for batch in _batches(texts):
+        for batch in _batches(texts, self._prepends_space):
             encodings = self._backend.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
             for (_, is_last), encoding in zip(batch, encodings, strict=True):
                 done.append(np.asarray(encoding.ids, dtype=np.int32))
@@ -174,28 +205,44 @@ class Tokenizer:
                     yield np.concatenate(done)
                     done = []
 
+    def _encode_fast(self, fast: FastBpe, text: str) -> NDArray[np.int32]:
+        ids = [fast.encode(piece) for piece in split_text(text)]
+        if any(part is None for part in ids):
+            return next(self.without_fast_path().encode_documents([text]))
+        return np.concatenate([part for part in ids if part is not None])
+
     def decode(self, ids: Iterable[int], *, drop_eod_and_pad: bool = False) -> str:
         """Text of the ids; special tokens show as their names unless the end-of-document and pad ids are dropped."""
         dropped = {self.eod_id, self.pad_id} if drop_eod_and_pad else set()
         return self._backend.decode([int(i) for i in ids if int(i) not in dropped], skip_special_tokens=False)
 
 
-def _pieces(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+def _prepends_space(file: Path) -> bool:
+    definition = json.loads(file.read_text(encoding="utf-8"))
+    normalizer, words = definition.get("normalizer") or {}, definition.get("pre_tokenizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    prepends = any(step.get("type") == "Prepend" for step in steps)
+    return prepends or (words.get("type") == "Metaspace" and words.get("prepend_scheme", "always") != "never")
+
+
+def _pieces(texts: Iterable[str], prepends_space: bool) -> Iterator[tuple[str, bool]]:
     """Pieces of the texts, each with whether it is the last of its text."""
     for text in texts:
         previous: str | None = None
         for piece in split_text(text):
             if previous is not None:
                 yield previous, False
+                # The tokenizer puts the space back that a piece begins with.
+                piece = piece.removeprefix(" ") if prepends_space else piece
             previous = piece
         if previous is not None:
             yield previous, True
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+def _batches(texts: Iterable[str], prepends_space: bool) -> Iterator[list[tuple[str, bool]]]:
     batch: list[tuple[str, bool]] = []
     characters = 0
-    for piece, is_last in _pieces(texts):
+    for piece, is_last in _pieces(texts, prepends_space):
         batch.append((piece, is_last))
         characters += len(piece)
         if characters >= _BATCH_CHARACTERS:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.patching import PatchedDataset
+from calm_megatron.data.sequences import Sequences
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
 from calm_megatron.evaluate.validation import EvaluationPlan
 
@@ -79,7 +79,7 @@ class UnigramSampler:
         return brier_terms(first_RK, second_RK, target_RK, orders)
 
 
-def training_counts(dataset: PatchedDataset, vocab_size: int) -> NDArray[np.int64]:
+def training_counts(dataset: Sequences, vocab_size: int) -> NDArray[np.int64]:
     """Return counts_V of a training set as models see it, end-of-document and pad tokens included.
 
     Of a large set the first sequences are taken, up to `COUNTED_TOKENS`; as training sets are shuffled, that is a

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calm_megatron.config.schema import EvaluationConfig
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore
 from calm_megatron.evaluate.rollout import choose_places, roll_out
 from calm_megatron.evaluate.validation import EvaluationPlan
@@ -127,6 +127,6 @@ def _rolled_terms(
     runs_BWO = places_BW.unsqueeze(-1) + torch.arange(1, ORDERS + 1, device=places_BW.device)
     target_BWO = ids_BT.gather(1, runs_BWO.flatten(1)).view(runs_BWO.shape)
     pairs = TokenPairs(model, plan, sequences, target_BWO)
-    eod_id = plan.dataset.corpus.facts.eod_id
+    eod_id = plan.dataset.meaning.eod_id
     rolled = roll_out(model, model.config, ids_BT, documents_BT, places_BW, pairs.draw, eod_id, 1)
     return rolled.terms(), pairs.known_terms()

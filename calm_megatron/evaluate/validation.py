@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from calm_megatron.config.schema import EvaluationConfig
-from calm_megatron.data.loader import Batch, evaluation_batches
-from calm_megatron.data.patching import PatchedDataset
+from calm_megatron.data.batch import Batch, evaluation_batches
+from calm_megatron.data.sequences import Sequences
 from calm_megatron.evaluate.brier import ORDERS, BrierAccumulator, BrierScore, brier_terms
 from calm_megatron.evaluate.lent_head import lent_head
 from calm_megatron.evaluate.rollout import choose_places, roll_out, steps_of
@@ -32,7 +32,7 @@ COLLAPSED_VARIANCE = 0.01
 class EvaluationPlan:
     """On what a model is evaluated."""
 
-    dataset: PatchedDataset
+    dataset: Sequences
     micro_batch_size: int
     sequences: int | None
     """Take only so many sequences from the beginning; none takes all."""
@@ -190,7 +190,7 @@ def _rolled_terms(
             noise = KeyedNoise(plan.streams, f"evaluation roll-out {pair}", step, sequences, rows)
             return model.autoencoder.tokens(model.head.sample(hidden_RH, noise, 2, evaluation.sampling_steps))
 
-        eod_id = plan.dataset.corpus.facts.eod_id
+        eod_id = plan.dataset.meaning.eod_id
         return roll_out(model, model.config, ids_BT, documents_BP, places_BW, draw, eod_id, K).terms()
 
     return torch.stack([terms(pair) for pair in range(evaluation.brier_pairs)]).mean(dim=0)

@@ -8,7 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from calm_megatron.config.schema import ArConfig, RunConfig
-from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.data.batch import Batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.token_model import validate_ar
 from calm_megatron.model.ar_baseline import ArBaseline, ArTerms
 from calm_megatron.parallel.grid import Grid

@@ -14,7 +14,7 @@ from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
-from calm_megatron.data.loader import DataSplits
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.data.sampler import BatchSchedule
 from calm_megatron.parallel import checkup, cpu_backend
 from calm_megatron.parallel import grid as parallel
@@ -102,12 +102,14 @@ def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:
         UserError: the config says otherwise.
     """
     if isinstance(config.model, CalmConfig) and config.model.input == "tokens":
-        given = config.model.pad_token_id
-        if given not in (None, data.pad_id):
+        given, pad_id = config.model.pad_token_id, data.meaning.pad_id
+        if given not in (None, pad_id):
             raise UserError(
-                f"model.pad_token_id = {given}, but the data set's is {data.pad_id}", "the config", "leave it out"
+                f"model.pad_token_id = {given}, but the data set's is {pad_id}",
+                "the config",
+                "leave it out",
             )
-        return replace(config, model=replace(config.model, pad_token_id=data.pad_id))
+        return replace(config, model=replace(config.model, pad_token_id=pad_id))
     return config
 
 

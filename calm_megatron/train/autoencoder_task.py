@@ -7,7 +7,8 @@ from types import MappingProxyType
 from torch import nn
 
 from calm_megatron.config.schema import AutoencoderConfig, RunConfig
-from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.data.batch import Batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.validation import validate_autoencoder
 from calm_megatron.losses.reconstruction import ReconstructionTerms
 from calm_megatron.model.autoencoder import Autoencoder, AutoencoderNoise

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from calm_megatron.checkpoint.load import load_autoencoder
+from calm_megatron.checkpoint.load import load_autoencoder, tokenizer_fingerprint
+from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import CalmConfig, RunConfig
-from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.data.batch import Batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.validation import CalmScores, validate_calm
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.calm import Calm, CalmTerms, check_autoencoder
@@ -27,6 +29,7 @@ class CalmTask:
         self.streams = RandomStreams(config.run.seed, grid.device)
         autoencoder = load_autoencoder(model.autoencoder)
         check_autoencoder(model, autoencoder.config)
+        _check_tokenizer(model.autoencoder, data)
         frozen = FrozenAutoencoder(autoencoder)
         self.fingerprints: Mapping[str, str] = {"autoencoder": frozen.fingerprint()}
         self.autoencoder = frozen.to(grid.device, dtype_of(config))
@@ -62,6 +65,17 @@ def new_calm(config: RunConfig, model: CalmConfig, autoencoder: FrozenAutoencode
         ranks=TensorRanks.of_this_process(config.parallel.sequence_parallel),
         held=own_layers(config, grid, autoencoder.config),
     )
+
+
+def _check_tokenizer(autoencoder: str, data: DataSplits) -> None:
+    """Refuse ids that mean something else to the autoencoder; sizes alone may agree."""
+    known = tokenizer_fingerprint(autoencoder)
+    if known not in (None, data.fingerprint):
+        raise UserError(
+            "the data set was made with another tokenizer than the autoencoder's",
+            f"{data.tokenizer_of} and {autoencoder}",
+            "make the data set with the autoencoder's tokenizer (in its run folder), or train another autoencoder",
+        )
 
 
 def calm_values(scores: CalmScores, patch_size: int) -> dict[str, object]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from calm_megatron.config.deepspeed_json import deepspeed_json
 from calm_megatron.config.schema import RunConfig
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.mpu import ModelParallelUnit

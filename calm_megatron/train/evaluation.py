@@ -13,7 +13,7 @@ from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.checks import check
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, DataConfig, RunConfig
-from calm_megatron.data.loader import DataSplits
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.baselines import training_counts, validate_unigram
 from calm_megatron.evaluate.brier import ORDERS
 from calm_megatron.parallel.grid import Grid, one_rank

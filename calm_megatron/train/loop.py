@@ -7,7 +7,7 @@ from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import Saved
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.schema import RunConfig
-from calm_megatron.data.loader import batches
+from calm_megatron.data.prefetch import TrainingBatches
 from calm_megatron.parallel.checkup import as_table, remarks
 from calm_megatron.parallel.lost_ranks import told
 from calm_megatron.telemetry.profiler import ProfilerWindow
@@ -52,7 +52,15 @@ class Loop:
         self.progress = parts.progress
         self._saved_at = self._reported_at = self.progress.step
         self._health = Health(self.config.train, self.progress.recent_losses, self.progress.skipped_in_a_row)
-        self._batches = batches(parts.data.train, parts.schedule, self.progress.consumed_samples, parts.grid.data_rank)
+        self._batches = TrainingBatches(
+            parts.data.train,
+            parts.schedule,
+            self.progress.consumed_samples,
+            parts.grid.data_rank,
+            num_workers=self.config.data.num_workers,
+            prefetch_steps=self.config.data.prefetch_steps,
+            pin_memory=parts.grid.device.type == "cuda",
+        )
         telemetry.event("model", f"{self.engine.parameters:,} parameters", **parts.machine())
         for message in parts.damaged:
             telemetry.event("damage", message)
@@ -65,6 +73,7 @@ class Loop:
         """Train on the next batch."""
         samples = self.parts.schedule.batch_size_at(self.progress.consumed_samples)
         values = self.engine.train_step(next(self._batches), self.progress.step, self._health.allows)
+        values = {**values, "speed/data_wait_seconds": self._batches.wait_seconds}
         self.progress = self.progress.advance(samples, self.config.data.seq_length)
         step = self.progress.step
         if _due(self.config.logging.straggler_interval, step):
@@ -107,6 +116,7 @@ class Loop:
             self._begin_save()
         with self.watchdog.paused():
             self._tell_of(self.store.finish())
+        self._batches.close()
         if signal_name:
             message = f"stopped by {signal_name} after step {self.progress.step}; start again to go on"
             self.telemetry.event("stop", message)

@@ -19,7 +19,7 @@ from deepspeed.runtime.utils import (
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.pipeline_ranks import PipelineRanks
 from calm_megatron.train.engine import Engine, TermSums

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, RunConfig
-from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.data.batch import Batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.validation import EvaluationPlan
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams

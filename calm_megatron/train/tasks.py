@@ -1,7 +1,7 @@
 """Which task trains which kind of model."""
 
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, RunConfig
-from calm_megatron.data.loader import DataSplits
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.train.ar_task import ArTask
 from calm_megatron.train.autoencoder_task import AutoencoderTask

@@ -11,9 +11,10 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.sources import find_sources
 from calm_megatron.data.tokenizer import Tokenizer
 from calm_megatron.data.train_tokenizer import train_tokenizer
 
@@ -56,7 +57,7 @@ def tokenizer(tokenizer_dir: Path) -> Tokenizer:
 def prefix(jsonl: Path, tokenizer: Tokenizer, tokenizer_dir: Path) -> Path:
     """Prefix of a data set of all documents."""
     prefix = tokenizer_dir.parent / "help"
-    preprocess(DocumentReader(find_sources([jsonl])), tokenizer, prefix, progress=False)
+    preprocess(DocumentReader(find_sources([jsonl])), tokenizer, prefix)
     return prefix
 
 

@@ -46,7 +46,7 @@ def test_text_to_data_set(run_tool: Run, jsonl: Path, tmp_path: Path) -> None:
     content = (tmp_path / "set.bin").read_bytes()
     (tmp_path / "set.bin").write_bytes(content[:-100])
     expected = f"{len(content) - 100:,} bytes, {len(content):,} expected"
-    assert_refused(run_tool("preprocess_data.py", "--verify", tmp_path / "set"), "the file of ids is cut", expected)
+    assert_refused(run_tool("inspect_data.py", "--verify", tmp_path / "set"), "the file of ids is cut", expected)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_tokenizer_cannot_be_trained_from_nothing(run_tool: Run, tmp_path: Path)
 
 def test_missing_options_are_told(run_tool: Run, jsonl: Path) -> None:
     result = run_tool("preprocess_data.py", "--input", jsonl)
-    assert result.returncode == 2 and "--input, --tokenizer and --output-prefix are needed" in result.stderr
+    assert result.returncode == 2 and "--tokenizer, --output-prefix" in result.stderr
 
 
 def test_killed_run_leaves_no_final_name(jsonl: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
-    """The corpus comes through a pipe that never ends, so the kill hits a run that is writing."""
+    """The corpus comes through a pipe that never ends, so the kill hits a run that is waiting for more."""
     pipe = tmp_path / "corpus.jsonl"
     os.mkfifo(pipe)
     process = subprocess.Popen(
@@ -109,16 +109,31 @@ def test_killed_run_leaves_no_final_name(jsonl: Path, tokenizer_dir: Path, tmp_p
     )
     try:
         with open(pipe, "wb") as stream:
-            for _ in range(4):
-                stream.write(jsonl.read_bytes())
+            stream.write(jsonl.read_bytes())
             stream.flush()
             deadline = time.monotonic() + 120
-            while not list(tmp_path.glob("set.bin.tmp-*")) and time.monotonic() < deadline:
+            while not (tmp_path / "set.parts" / "plan.json").exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
-            assert process.poll() is None and list(tmp_path.glob("set.bin.tmp-*"))
+            assert process.poll() is None
             process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert len(left) == 2 and left[0] == "corpus.jsonl" and left[1].startswith("set.bin.tmp-")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "set.parts"]
+
+
+def test_inspect_and_merge(run_tool: Run, prefix: Path, texts: list[str], tmp_path: Path) -> None:
+    cut = run_tool(
+        *("merge_datasets.py", "--input", prefix, "--split", "70,30", "--output", tmp_path / "a", tmp_path / "b")
+    )
+    assert cut.returncode == 0, cut.stderr
+    joined = run_tool("merge_datasets.py", "--input", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "ab")
+    assert joined.returncode == 0, joined.stderr
+    shown = run_tool(*("inspect_data.py", tmp_path / "ab", "--verify", "--tokens", "--show", "0", "--limit", "5000"))
+    assert shown.returncode == 0, shown.stderr
+    assert f"documents  {len(texts):,}," in shown.stdout and "verified" in shown.stdout
+    first = shown.stdout.split("tokens\n", 1)[1].removesuffix("<|endoftext|>\n")
+    assert first in texts
+    assert_refused(run_tool("inspect_data.py", prefix, "--show", "999999"), "there is no document 999999")
+    (tmp_path / "a.bin").write_bytes((tmp_path / "a.bin").read_bytes()[:-2])
+    assert_refused(run_tool("inspect_data.py", tmp_path / "a"), "the file of ids is cut")

@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
+from calm_megatron.data.sources import find_sources
 
 
 def read(*paths: Path, **options: object) -> list[str]:

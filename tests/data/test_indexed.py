@@ -14,9 +14,10 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.corpus_facts import find_tokenizer
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.indexed import IndexedCorpus, IndexedWriter
 from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.sources import find_sources
 from calm_megatron.data.tokenizer import Tokenizer
 
 ENDINGS = (".bin", ".idx", ".facts.json")
@@ -156,7 +157,7 @@ def test_tokenizer_is_found_after_a_move_and_checked(jsonl: Path, tokenizer_dir:
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(tokenizer_dir, old / "tokenizer")
     tokenizer = Tokenizer.load(old / "tokenizer")
-    preprocess(DocumentReader(find_sources([jsonl])), tokenizer, old / "set" / "help", progress=False)
+    preprocess(DocumentReader(find_sources([jsonl])), tokenizer, old / "set" / "help")
     old.rename(new)
     facts = IndexedCorpus.open(new / "set" / "help").facts
     assert find_tokenizer(new / "set" / "help", facts) == new / "tokenizer"

@@ -5,8 +5,9 @@ import pytest
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.indexed import IndexedCorpus
-from calm_megatron.data.patching import PatchedDataset, check_lengths
-from calm_megatron.data.permutation import permutation
+from calm_megatron.data.patching import GROUP_DOCUMENTS, PatchedDataset
+from calm_megatron.data.permutation import KeyedOrder, permutation
+from calm_megatron.data.sequences import check_lengths
 
 
 def dataset_of(
@@ -82,12 +83,29 @@ def test_an_epoch_holds_every_token_but_the_remainder(corpus: IndexedCorpus, doc
 def test_documents_come_whole_and_shuffled(corpus: IndexedCorpus, documents: list[np.ndarray]) -> None:
     """Sequences put back into the order of the stream give whole documents in the order the key says."""
     dataset = dataset_of(corpus, align=False)
-    order = 3 + permutation(len(documents) - 3, 1, 0, 2)
-    place = permutation(dataset.sequences_per_epoch, 1, 1, 2)
+    count = len(documents) - 3
+    groups = -(-count // GROUP_DOCUMENTS)
+    assert groups > 2
+    order = []
+    for group in permutation(groups, 1, 2, 2):
+        members = np.arange(3, len(documents))[group::groups]
+        order += members[permutation(len(members), 1, 0, 2, group)].tolist()
+    keyed = KeyedOrder(dataset.sequences_per_epoch, 1, 1, 2)
+    place = [keyed[index] for index in range(dataset.sequences_per_epoch)]
     seen = epoch_tokens(dataset, 2)[np.argsort(place)].ravel()
     expected = np.concatenate([documents[number] for number in order])
     assert np.array_equal(seen, expected[: len(seen)])
-    assert not np.array_equal(order, np.sort(order)) and not np.array_equal(place, np.sort(place))
+    assert order != sorted(order) and place != sorted(place)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 17, 100, 1000, 4097])
+def test_keyed_orders_hold_every_number_once(count: int) -> None:
+    first, other = ([KeyedOrder(count, 7, key)[place] for place in range(count)] for key in (0, 1))
+    assert sorted(first) == sorted(other) == list(range(count))
+    assert count < 17 or first != other
+    if count >= 1000:
+        assert abs(np.corrcoef(first, np.arange(count))[0, 1]) < 0.1
+        assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.1
 
 
 def test_order_is_a_pure_function_of_seed_and_index(corpus: IndexedCorpus) -> None:

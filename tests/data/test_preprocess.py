@@ -8,9 +8,10 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.indexed import IndexedCorpus
-from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.preprocess import PreprocessOptions, preprocess
+from calm_megatron.data.sources import find_sources
 from calm_megatron.data.tokenizer import Tokenizer
 
 
@@ -30,7 +31,7 @@ def word_tokenizer(folder: Path, words: list[str], normalizer: normalizers.Norma
 
 
 def test_report_adds_up(jsonl: Path, tokenizer: Tokenizer, texts: list[str], tmp_path: Path) -> None:
-    report = preprocess(reader_of(jsonl), tokenizer, tmp_path / "set", progress=False)
+    report = preprocess(reader_of(jsonl), tokenizer, tmp_path / "set")
     assert report.facts == IndexedCorpus.open(tmp_path / "set").facts
     assert report.facts.tokens == sum(len(ids) + 1 for ids in tokenizer.encode_batch(texts))
     text = str(report)
@@ -43,9 +44,9 @@ def test_unknown_words_are_refused_and_nothing_is_left(jsonl: Path, tmp_path: Pa
     folder.mkdir()
     tokenizer = word_tokenizer(folder, ["the", "of", "a"])
     with pytest.raises(UserError, match=r"does not fit the data: \d+\.\d% of the ids are unknown"):
-        preprocess(reader_of(jsonl), tokenizer, tmp_path / "set", progress=False)
+        preprocess(reader_of(jsonl), tokenizer, tmp_path / "set")
     assert list(tmp_path.iterdir()) == [folder]
-    report = preprocess(reader_of(jsonl), tokenizer, tmp_path / "set", allow_lossy=True, progress=False)
+    report = preprocess(reader_of(jsonl), tokenizer, tmp_path / "set", PreprocessOptions(allow_lossy=True))
     assert report.facts.unknown_tokens > report.facts.tokens / 2
     assert "unknown to the tokenizer" in str(report)
 
@@ -58,7 +59,7 @@ def test_unknown_words_behind_a_good_beginning_are_refused(tmp_path: Path) -> No
     folder.mkdir()
     tokenizer = word_tokenizer(folder, ["one", "two", "three"])
     with pytest.raises(UserError, match="unknown to the tokenizer"):
-        preprocess(reader_of(file), tokenizer, tmp_path / "set", progress=False)
+        preprocess(reader_of(file), tokenizer, tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "tokenizer"]
 
 
@@ -66,22 +67,22 @@ def test_tokenizer_that_changes_the_text_is_refused(jsonl: Path, texts: list[str
     words = [word for text in texts for word in text.lower().split()]
     tokenizer = word_tokenizer(tmp_path, words, normalizers.Lowercase())
     with pytest.raises(UserError, match=r"do not come back from their ids; '.*' becomes '.*'"):
-        preprocess(reader_of(jsonl), tokenizer, tmp_path / "set", progress=False)
+        preprocess(reader_of(jsonl), tokenizer, tmp_path / "set")
 
 
 def test_poor_compression_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "russian.txt").write_text("Все счастливые семьи похожи друг на друга. " * 30)
-    assert "hardly compresses" in str(preprocess(reader_of(tmp_path), tokenizer, tmp_path / "set", progress=False))
+    assert "hardly compresses" in str(preprocess(reader_of(tmp_path), tokenizer, tmp_path / "set"))
 
 
 def test_existing_data_set_is_kept_unless_asked(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     prefix = tmp_path / "set"
-    preprocess(reader_of(jsonl), tokenizer, prefix, progress=False)
+    preprocess(reader_of(jsonl), tokenizer, prefix)
     (tmp_path / "other.txt").write_text("another, shorter corpus")
     with pytest.raises(UserError, match="there is a data set already"):
-        preprocess(reader_of(tmp_path / "other.txt"), tokenizer, prefix, progress=False)
+        preprocess(reader_of(tmp_path / "other.txt"), tokenizer, prefix)
     IndexedCorpus.open(prefix).verify()
-    preprocess(reader_of(tmp_path / "other.txt"), tokenizer, prefix, overwrite=True, progress=False)
+    preprocess(reader_of(tmp_path / "other.txt"), tokenizer, prefix, PreprocessOptions(overwrite=True))
     corpus = IndexedCorpus.open(prefix)
     corpus.verify()
     assert corpus.facts.documents == 1
@@ -91,6 +92,6 @@ def test_skipped_records_are_reported(tokenizer: Tokenizer, tmp_path: Path) -> N
     file = tmp_path / "bad.jsonl"
     file.write_text('{"text": "It is good to know what was left out of this text."}\n{"text"\n')
     reader = DocumentReader(find_sources([file]), skip_invalid=True)
-    report = preprocess(reader, tokenizer, tmp_path / "set", progress=False)
+    report = preprocess(reader, tokenizer, tmp_path / "set")
     assert report.facts.invalid_records == 1
     assert "1 invalid records left out" in str(report) and "bad.jsonl, line 2: not valid JSON" in str(report)

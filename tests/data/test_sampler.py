@@ -28,10 +28,10 @@ def test_steps_take_the_same_samples_in_every_layout() -> None:
         assert taken == list(range(len(taken)))
 
 
-def test_micro_batches_are_slices() -> None:
+def test_ranks_take_turns() -> None:
     schedule = BatchSchedule(8, None, 2, 2)
-    assert schedule.micro_batches(100, 0) == [[100, 101], [104, 105]]
-    assert schedule.micro_batches(100, 1) == [[102, 103], [106, 107]]
+    assert schedule.micro_batches(100, 0) == [[100, 102], [104, 106]]
+    assert schedule.micro_batches(100, 1) == [[101, 103], [105, 107]]
 
 
 def test_ramp_is_megatrons() -> None:

@@ -9,8 +9,9 @@ import pytest
 from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.files import parse_run
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, RunConfig
-from calm_megatron.data.documents import DocumentReader, find_sources
+from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.sources import find_sources
 from calm_megatron.data.tokenizer import Tokenizer
 from calm_megatron.data.train_tokenizer import train_tokenizer
 from calm_megatron.model.ar_baseline import ArBaseline
@@ -39,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     train_tokenizer(reader(), folder / "tokenizer", 300)
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    preprocess(reader(), tokenizer, folder / "data" / "corpus", progress=False)
+    preprocess(reader(), tokenizer, folder / "data" / "corpus")
     _write_runs(folder, tokenizer)
     return folder
 

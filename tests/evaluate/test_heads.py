@@ -17,7 +17,7 @@ from calm_megatron.config.schema import (
     FlowHeadConfig,
     HeadConfig,
 )
-from calm_megatron.data.loader import DataSplits
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.validation import CalmScores, EvaluationPlan, validate_calm
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm

@@ -7,7 +7,8 @@ import torch
 
 from calm_megatron.checkpoint.load import load_ar_baseline, saved_config
 from calm_megatron.config.schema import EvaluationConfig
-from calm_megatron.data.loader import DataSplits, read_batch
+from calm_megatron.data.batch import read_batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.evaluate import token_model
 from calm_megatron.evaluate.token_model import ArScores, validate_ar

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from calm_megatron.checkpoint.load import load_autoencoder, load_calm, saved_config
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EvaluationConfig
-from calm_megatron.data.loader import DataSplits, read_batch
+from calm_megatron.data.batch import read_batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.data.patching import PatchedDataset
 from calm_megatron.evaluate.validation import (
     AutoencoderScores,

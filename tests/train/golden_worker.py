@@ -26,7 +26,7 @@ from calm_megatron.config.schema import (
     RunSection,
     TrainConfig,
 )
-from calm_megatron.data.loader import Batch
+from calm_megatron.data.batch import Batch
 from calm_megatron.model import names
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.calm import Calm, CalmTerms

@@ -16,7 +16,8 @@ from torch import Tensor
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.config.files import load_run
 from calm_megatron.config.schema import ArConfig, RunConfig
-from calm_megatron.data.loader import Batch, DataSplits
+from calm_megatron.data.batch import Batch
+from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.model.ar_baseline import ArTerms
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.grid import Grid

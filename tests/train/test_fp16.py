@@ -7,7 +7,8 @@ import torch
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run
-from calm_megatron.data.loader import DataSplits, batches
+from calm_megatron.data.data_splits import DataSplits
+from calm_megatron.data.prefetch import TrainingBatches
 from calm_megatron.data.sampler import BatchSchedule
 from calm_megatron.parallel import cpu_backend
 from calm_megatron.parallel.grid import Grid
@@ -32,7 +33,7 @@ def test_an_overflow_leaves_out_the_step(tmp_path: Path, small_corpus: Path, gri
     config = load_run([], overrides)
     data = DataSplits.open(config.data, patch_size=1, seed=config.run.seed, vocab_size=config.model.vocab_size)
     engine = Engine(ArTask(config, config.model, data, grid), config, grid)  # type: ignore[arg-type]
-    steps = batches(data.train, BatchSchedule(8, None, 2, 1), 0, 0)
+    steps = TrainingBatches(data.train, BatchSchedule(8, None, 2, 1), 0, 0)
     first = engine.train_step(next(steps), 0)
     assert first["loss_scale"] == 2**16 and "skipped" not in first and first["grad_norm"] > 0
 
