@@ -18,17 +18,25 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    taken, given = commands.add_parser("import", help="official to ours"), commands.add_parser("export", help="ours to official")
+    taken, given = (
+        commands.add_parser("import", help="official to ours"),
+        commands.add_parser("export", help="ours to official"),
+    )
     for command in (taken, given):
         command.add_argument("source", type=Path, metavar="SOURCE")
         command.add_argument("target", type=Path, metavar="TARGET", help="folder to make")
         command.add_argument("--verify", action="store_true", help="compare the two, which are both there already")
     taken.add_argument(
-        "--autoencoder", type=Path, metavar="FOLDER", help="of a CALM: official folder with its autoencoder's config.json"
+        "--autoencoder",
+        type=Path,
+        metavar="FOLDER",
+        help="of a CALM: official folder with its autoencoder's config.json",
     )
     add = given.add_argument
     add("--autoencoder", metavar="RUN", help="of a CALM: where its autoencoder is, if it was moved")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as they came, or float32)")
+    add(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as they came, or float32)"
+    )
     add(
         "--duplicates",
         action=argparse.BooleanOptionalAction,

@@ -14,7 +14,6 @@ from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import (
     ArConfig,
     AutoencoderConfig,
-    BackboneConfig,
     CalmConfig,
     DiffusionHeadConfig,
     EnergyHeadConfig,
@@ -118,7 +117,10 @@ def autoencoder_config(official: Mapping[str, Any], where: str) -> AutoencoderCo
     found = {ours: official[theirs] for ours, theirs in _AUTOENCODER.items()}
     # The official code rounds in training without being told to; ours tells in its exports whether it did.
     rounds = official.get("round_embedding_to_bf16", True)
-    return _built(AutoencoderConfig, {**found, "round_embedding_to_bf16": rounds}, _AUTOENCODER, where)
+    built: AutoencoderConfig = _built(
+        AutoencoderConfig, {**found, "round_embedding_to_bf16": rounds}, _AUTOENCODER, where
+    )
+    return built
 
 
 def backbone_config(official: Mapping[str, Any], kind: str, autoencoder: str, where: str) -> CalmConfig | ArConfig:
@@ -139,12 +141,14 @@ def backbone_config(official: Mapping[str, Any], kind: str, autoencoder: str, wh
         "rotary_base": _rotary_base(official, where),
     }
     if kind == "ar":
-        return _built(ArConfig, fields, of_model, where)
+        baseline: ArConfig = _built(ArConfig, fields, of_model, where)
+        return baseline
     settings = {ours: official[theirs] for ours, theirs in of_head.items()}
     settings |= {name: official[name] for name in _OURS_ALONE if name in official and hasattr(_HEADS[kind], name)}
     head = _built(_HEADS[kind], settings, of_head, where)
     fields |= {"pad_token_id": official.get("pad_token_id"), "autoencoder": autoencoder}
-    return replace(_built(CalmConfig, fields, of_model, where), head=head)
+    calm: CalmConfig = _built(CalmConfig, fields, of_model, where)
+    return replace(calm, head=head)
 
 
 def official_config(model: ModelConfig, tokens: SpecialTokens, positions: int, dtype: str) -> Facts:
@@ -210,7 +214,9 @@ def _official_calm(model: CalmConfig, fields: Facts) -> Facts:
 def with_code(fields: Facts, kind: str) -> Facts:
     """The fields, with those by which transformers finds the modelling file that travels along."""
     module = MODELLING_FILE.removesuffix(".py")
-    config, auto = ("AutoencoderConfig", "AutoModel") if kind == "autoencoder" else ("CalmConfig", "AutoModelForCausalLM")
+    config, auto = (
+        ("AutoencoderConfig", "AutoModel") if kind == "autoencoder" else ("CalmConfig", "AutoModelForCausalLM")
+    )
     return {**fields, "auto_map": {"AutoConfig": f"{module}.{config}", auto: f"{module}.{CLASSES[kind]}"}}
 
 
@@ -242,7 +248,9 @@ def _rotary_base(official: Mapping[str, Any], where: str) -> Any:
     """`rope_theta`, which newer releases of transformers write as one of `rope_parameters`."""
     found = official.get("rope_theta", (official.get("rope_parameters") or {}).get("rope_theta"))
     if found is None:
-        raise UserError("this config is of no model that can be taken in:\n  rope_theta is missing", where, "complete it")
+        raise UserError(
+            "this config is of no model that can be taken in:\n  rope_theta is missing", where, "complete it"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ import pickle
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,4 +149,4 @@ def _pickled(file: Path) -> Iterator[tuple[str, Stored]]:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} is no tensor")
         dtype = tensor.dtype if tensor.dtype in _DTYPES.values() else None
-        yield str(name), Stored(tuple(tensor.shape), dtype, file, lambda tensor=tensor: tensor)
+        yield str(name), Stored(tuple(tensor.shape), dtype, file, partial(content.__getitem__, name))

@@ -12,8 +12,10 @@ from calm_megatron.checkpoint.meter import Meter, silent
 from calm_megatron.checkpoint.official_config import autoencoder_config, backbone_config, kind_of
 from calm_megatron.checkpoint.official_files import CONFIG, OfficialFiles
 from calm_megatron.checkpoint.pieces import Place
+from calm_megatron.checkpoint.weights import put
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, BackboneConfig, CalmConfig, ModelConfig
+from calm_megatron.model.autoencoder import Autoencoder
 from calm_megatron.model.official import (
     AUTOENCODER_PREFIX,
     TABLE,
@@ -184,21 +186,36 @@ def _from_shapes(files: OfficialFiles, model: CalmConfig, shapes: Mapping[str, t
     table, gate = shapes.get(p + TABLE), shapes.get(f"{p}encoder.encoder_layers.0.mlp.gate_proj.weight")
     if table is None or gate is None or len(table) != 2:
         raise UserError(
-            f"the autoencoder is not in the checkpoint: {p}* is missing", str(files.path), "take a whole CALM checkpoint"
+            f"the autoencoder is not in the checkpoint: {p}* is missing",
+            str(files.path),
+            "take a whole CALM checkpoint",
         )
-    layers = {
-        f"num_{side}_layers": len({name for name in shapes if _layer_norm(name, side)}) for side in ("encoder", "decoder")
-    }
+    encoder, decoder = (len({name for name in shapes if _layer_norm(name, side)}) for side in ("encoder", "decoder"))
     return AutoencoderConfig(
         vocab_size=table[0],
         patch_size=model.patch_size,
         latent_size=model.latent_size,
         hidden_size=table[1],
         ffn_hidden_size=gate[0],
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
         round_embedding_to_bf16=True,
-        **layers,
     )
 
 
 def _layer_norm(name: str, side: str) -> bool:
     return name.startswith(f"{AUTOENCODER_PREFIX}{side}.{side}_layers.") and name.endswith(".layernorm.weight")
+
+
+def official_autoencoder(model: OfficialModel) -> Autoencoder:
+    """The autoencoder of an official checkpoint, or the one within a CALM, in fp32 and evaluation mode.
+
+    Raises:
+        UserError: it is of a baseline.
+    """
+    state = model.autoencoder or model.state
+    if not isinstance(state.config, AutoencoderConfig):
+        raise UserError("there is no autoencoder in this checkpoint", str(model.files.path))
+    module = Autoencoder(state.config)
+    put({name: state.whole("weight", name) for name in state.names()}, module)
+    return module.eval()

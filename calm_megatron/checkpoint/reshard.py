@@ -113,13 +113,17 @@ def _write_shards(
     state: SavedState, held: Sequence[Sequence[Place]], folder: Path, meter: Meter
 ) -> Iterator[FileEntry]:
     """All files of a group side by side, weight by weight, so that each weight is read once."""
-    total = sum(place.stop - place.start for places in held for place in places) * len(state.kinds) * torch.float32.itemsize
+    total = (
+        sum(place.stop - place.start for places in held for place in places) * len(state.kinds) * torch.float32.itemsize
+    )
     done = 0
     for first in range(0, len(held), _OPEN_FILES):
         group = range(first, min(first + _OPEN_FILES, len(held)))
         with ExitStack() as stack:
             files = {
-                number: stack.enter_context(ShardWriter(folder / f"rank_{number:05d}.safetensors", held[number], state.kinds))
+                number: stack.enter_context(
+                    ShardWriter(folder / f"rank_{number:05d}.safetensors", held[number], state.kinds)
+                )
                 for number in group
             }
             wanted: dict[str, list[tuple[Place, ShardWriter]]] = defaultdict(list)

@@ -54,7 +54,7 @@ class ExportRequest:
     autoencoder: str | None = None
     """Of a CALM: where its autoencoder is now; none means where it was when the run was trained."""
     dtype: str | None = None
-    """Of the weights: float32, bfloat16 or float16; none means as they came in, or float32 if they were trained here."""
+    """Of the weights: float32, bfloat16 or float16; none means as they came in, else float32."""
     duplicates: bool | None = None
     """Write weights under their second names, too, which the official loader wants; none means if they came so."""
     shard_gigabytes: float = 5.0
@@ -277,10 +277,14 @@ def _compare(parts: list["_Part"], path: Path, meter: Meter) -> Converted:
     official = open_official(path)
     demand_sound(official, meter)
     ours = official_shapes(parts[0].run.model) | {
-        AUTOENCODER_PREFIX + name: shape for part in parts[1:] for name, shape in official_shapes(part.run.model).items()
+        AUTOENCODER_PREFIX + name: shape
+        for part in parts[1:]
+        for name, shape in official_shapes(part.run.model).items()
     }
     if ours != official.shapes:
-        raise UserError("the two models have other weights", f"{parts[0].checkpoint} and {path}", "compare two of a size")
+        raise UserError(
+            "the two models have other weights", f"{parts[0].checkpoint} and {path}", "compare two of a size"
+        )
     found = compare_outputs(parts[0].checkpoint, parts[1].checkpoint if len(parts) > 1 else None, official, meter)
     return Converted(found, official.notes)
 

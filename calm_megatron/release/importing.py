@@ -8,7 +8,6 @@
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,13 +25,10 @@ from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.shards import write_shard
 from calm_megatron.checkpoint.store import checkpoints_of
 from calm_megatron.config.checks import check
-from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import (
     ArConfig,
-    AutoencoderConfig,
     DataConfig,
-    ModelConfig,
     RunConfig,
     RunSection,
     TrainConfig,
@@ -99,7 +95,10 @@ def import_official(source: Path, target: Path, autoencoder: Path | None = None,
     demand_sound(model, meter)
     with new_folder(target) as aside:
         fingerprints = {}
-        if copy_tokenizer(model.files.folder, aside / "tokenizer") and (aside / "tokenizer" / "tokenizer.json").is_file():
+        if (
+            copy_tokenizer(model.files.folder, aside / "tokenizer")
+            and (aside / "tokenizer" / "tokenizer.json").is_file()
+        ):
             fingerprints["tokenizer"] = tokenizer_fingerprint(aside / "tokenizer")
         inner = None
         if model.autoencoder is not None:

@@ -54,8 +54,8 @@ _WHAT = {
     "tokens into one vector and unpacks them.",
     "calm": "A continuous autoregressive language model (CALM, arXiv 2510.27688): it predicts one vector a step, which "
     "stands for K tokens. It has no token probabilities and so no perplexity; it is scored by BrierLM.",
-    "ar": "A token-level language model of Llama's architecture, trained as the baseline of a continuous autoregressive "
-    "language model (CALM, arXiv 2510.27688).",
+    "ar": "A token-level language model of Llama's architecture, trained as the baseline of a continuous "
+    "autoregressive language model (CALM, arXiv 2510.27688).",
 }
 
 

@@ -1,4 +1,4 @@
-"""CALM (arXiv 2510.27688) for Hugging Face transformers, 4.43 or newer: travels with a checkpoint and stands for itself.
+"""CALM (arXiv 2510.27688) for Hugging Face transformers, 4.43 or newer: travels with a checkpoint, needs nothing else.
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = model.generate(tokenizer("Once upon", return_tensors="pt").input_ids, max_length=200, temperature=0.5)
@@ -153,7 +153,7 @@ class CalmBase(PreTrainedModel):
 
     base_model_prefix = ""
     # The official code saves these once more, under a second name.
-    _keys_to_ignore_on_load_unexpected = [r"decoder\.lm_head_weight", r"^generative_head\.(?!net\.)"]
+    _keys_to_ignore_on_load_unexpected = (r"decoder\.lm_head_weight", r"^generative_head\.(?!net\.)")
 
     def _init_weights(self, module):
         """Of a new model; a loaded one keeps nothing of it."""
@@ -256,7 +256,7 @@ class Transformer(nn.Module):
 
     def forward(self, x, past):
         caches = []
-        for layer, before in zip(self.layers, past or [None] * len(self.layers)):
+        for layer, before in zip(self.layers, past or [None] * len(self.layers), strict=True):
             x, cache = layer(x, before)
             caches.append(cache)
         return self.norm(x), caches

@@ -32,7 +32,9 @@ def new_folder(target: Path) -> Iterator[Path]:
             publish.sync(path)
         publish.publish(aside, target)
     except OSError as error:
-        raise UserError(f"the result could not be written: {error}", str(target), "make room, or name another") from None
+        raise UserError(
+            f"the result could not be written: {error}", str(target), "make room, or name another"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

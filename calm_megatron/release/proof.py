@@ -212,14 +212,14 @@ def _theirs(reading: _Reading, official: OfficialModel) -> Outputs:
     hidden_BPH, _ = model.hidden_states(ids_BT[:, : -config.patch_size])
     hidden_RH = hidden_BPH.flatten(0, 1)
     target_RK = ids_BT[:, config.patch_size :].reshape(-1, config.patch_size)
-    posterior = model.ae_model.encode(target_RK)
+    mean_RZ, log_std_RZ = model.ae_model.encode(target_RK)
     if isinstance(config.head, EnergyHeadConfig):
         latents_NRZ = model.sample(hidden_RH, config.head.num_samples, noise)
         target_MRZ = noise.normal("target", config.head.num_target_samples, config.latent_size)
-        loss_R = -energy_score(latents_NRZ, *posterior, target_MRZ, config.head.beta).score
+        loss_R = -energy_score(latents_NRZ, mean_RZ, log_std_RZ, target_MRZ, config.head.beta).score
     else:
         latents_NRZ = model.sample(hidden_RH, 2, noise, _STEPS)
-        loss_R = _denoising_loss(config, model.generative_head.net, hidden_RH, lambda: posterior, noise)
+        loss_R = _denoising_loss(config, model.generative_head.net, hidden_RH, lambda: (mean_RZ, log_std_RZ), noise)
     logits = model.ae_model.logits(latents_NRZ[0])
     return {"hidden states": hidden_RH, "latents": latents_NRZ, "logits": logits, "loss": loss_R}
 

@@ -49,6 +49,8 @@ class Loop:
         self._health = Health(self.config.train, self.progress.recent_losses, self.progress.skipped_in_a_row)
         self._batches = batches(parts.data.train, parts.schedule, self.progress.consumed_samples, parts.grid.data_rank)
         telemetry.event("model", f"{self.engine.parameters:,} parameters", **parts.machine())
+        if parts.started_from is not None:
+            telemetry.event("start", f"the weights are those of {parts.started_from}")
         for message in parts.damaged:
             telemetry.event("damage", message)
 

@@ -24,6 +24,7 @@ ORDER = {
     "evaluate": {"config", "parallel", "data", "losses", "model", "generate"},
     "checkpoint": {"config", "parallel", "model"},
     "telemetry": {"config", "plan", "parallel"},
+    "release": {"config", "losses", "data", "parallel", "model", "checkpoint"},
 }
 ORDER["train"] = set(ORDER)
 """What each room may import beside itself. A room that is not here does not exist."""
