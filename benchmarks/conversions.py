@@ -1,4 +1,4 @@
-"""Conversions of a whole model for benchmarks: an official folder with random weights, and processes that are watched."""
+"""Conversions of a whole model for benchmarks: an official folder with random weights, and watched processes."""
 
 import json
 import os

@@ -160,7 +160,7 @@ class CalmConfig(BackboneConfig):
     type: Literal["calm"] = "calm"
     """Kind of model."""
     autoencoder: str
-    """Run folder or checkpoint of the frozen autoencoder."""
+    """Run folder, checkpoint or official folder of the frozen autoencoder."""
     patch_size: PositiveInt = 4
     """K, tokens per latent vector; must be the autoencoder's."""
     latent_size: PositiveInt = 128
