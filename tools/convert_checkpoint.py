@@ -60,7 +60,7 @@ def main() -> None:
     with progress_bar() as meter:
         if arguments.command == "import":
             if arguments.verify:
-                done = verify(target, source, meter=meter)
+                done = verify(target, source, official_autoencoder=autoencoder, meter=meter)
             else:
                 done = import_official(source, target, autoencoder, meter)
         else:
@@ -69,7 +69,7 @@ def main() -> None:
             if arguments.verify and options:
                 raise UserError("--verify writes nothing", ", ".join(options), "leave these options out")
             if arguments.verify:
-                done = verify(source, target, autoencoder, meter)
+                done = verify(source, target, autoencoder, meter=meter)
             else:
                 done = export_official(source, target, ExportRequest(autoencoder=autoencoder, **options), meter)
     for note in done.notes:

@@ -40,7 +40,7 @@ from calm_megatron.model.official import (
 from calm_megatron.release.importing import ORIGIN, Converted, Origin
 from calm_megatron.release.model_card import Card, model_card
 from calm_megatron.release.places import new_folder
-from calm_megatron.release.proof import Differences, compare_outputs, demand_equal, modelling_file
+from calm_megatron.release.proof import Differences, Ours, compare_outputs, demand_equal, modelling_file
 from calm_megatron.release.tensor_files import TensorFilesWriter, TensorPlan, dtypes_by_name
 from calm_megatron.release.tokenizer_files import special_tokens, write_tokenizer
 
@@ -123,20 +123,27 @@ def export_official(source: Path, target: Path, request: ExportRequest, meter: M
     return done
 
 
-def verify(ours: Path, official: Path, autoencoder: str | None = None, meter: Meter = silent) -> Converted:
+def verify(
+    ours: Path,
+    official: Path,
+    autoencoder: str | None = None,
+    official_autoencoder: Path | None = None,
+    meter: Meter = silent,
+) -> Converted:
     """Compare the outputs of a run or checkpoint of ours and of an official one.
 
     Args:
         ours: checkpoint, or run folder.
         official: folder, file of weights, or index.
         autoencoder: of a CALM: where ours has its autoencoder now.
+        official_autoencoder: as `import_official` takes it.
         meter: hears of the progress.
 
     Raises:
         UserError: one of them is damaged, or they are of other kinds or sizes.
     """
     modelling_file()
-    return _compare(_open_all(ours, ExportRequest(autoencoder=autoencoder)), official, meter)
+    return _compare(_open_all(ours, ExportRequest(autoencoder=autoencoder)), official, meter, official_autoencoder)
 
 
 def _open_all(source: Path, request: ExportRequest) -> list["_Part"]:
@@ -272,9 +279,9 @@ def _write_weights(folder: Path, plan: list[_Planned], shard_bytes: int, meter: 
         writer.finish()
 
 
-def _compare(parts: list["_Part"], path: Path, meter: Meter) -> Converted:
+def _compare(parts: list["_Part"], path: Path, meter: Meter, autoencoder: Path | None = None) -> Converted:
     """The outputs of the checkpoint and of an official one, whose files are looked at first."""
-    official = open_official(path)
+    official = open_official(path, autoencoder)
     demand_sound(official, meter)
     ours = official_shapes(parts[0].run.model) | {
         AUTOENCODER_PREFIX + name: shape
@@ -285,7 +292,8 @@ def _compare(parts: list["_Part"], path: Path, meter: Meter) -> Converted:
         raise UserError(
             "the two models have other weights", f"{parts[0].checkpoint} and {path}", "compare two of a size"
         )
-    found = compare_outputs(parts[0].checkpoint, parts[1].checkpoint if len(parts) > 1 else None, official, meter)
+    main, *inner = (Ours(part.run.model, part.state) for part in parts)
+    found = compare_outputs(main, inner[0] if inner else None, official, meter)
     return Converted(found, official.notes)
 
 

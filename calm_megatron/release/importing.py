@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calm_megatron.checkpoint.files import FileEntry
-from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder
+from calm_megatron.checkpoint.load import load_autoencoder
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.meter import Meter, silent
 from calm_megatron.checkpoint.official_config import SpecialTokens, official_config
@@ -37,7 +37,7 @@ from calm_megatron.data.tokenizer import tokenizer_fingerprint
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.official import AUTOENCODER_PREFIX
 from calm_megatron.release.places import copy_tokenizer, new_folder
-from calm_megatron.release.proof import Differences, compare_outputs, demand_equal, modelling_file
+from calm_megatron.release.proof import Differences, Ours, compare_outputs, demand_equal, modelling_file
 
 ORIGIN = "official.json"
 """In the checkpoint: what its weights came from, so that they can be given away as they came."""
@@ -107,8 +107,7 @@ def import_official(source: Path, target: Path, autoencoder: Path | None = None,
             _write(inner, model.autoencoder, runs[model.autoencoder], _origin_of_inner(model), fingerprints, meter)
             fingerprints = fingerprints | {"autoencoder": FrozenAutoencoder(load_autoencoder(inner)).fingerprint()}
         _write(aside, model.state, runs[model.state], _origin(model), fingerprints, meter)
-        inner_checkpoint = None if inner is None else find_checkpoint(inner)
-        found = compare_outputs(find_checkpoint(aside), inner_checkpoint, model, meter)
+        found = compare_outputs(Ours.of(aside), None if inner is None else Ours.of(inner), model, meter)
         demand_equal(found, str(source))
     return Converted(found, model.notes)
 

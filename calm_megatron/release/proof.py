@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calm_megatron.checkpoint.load import saved_config, saved_state
+from calm_megatron.checkpoint.load import find_checkpoint, saved_config, saved_state
 from calm_megatron.checkpoint.meter import Meter, silent
 from calm_megatron.checkpoint.official_config import CLASSES, SpecialTokens, official_config
 from calm_megatron.checkpoint.official_state import OfficialModel, OfficialState
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, EnergyHeadConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, EnergyHeadConfig, ModelConfig
 from calm_megatron.losses.energy_score import energy_score
 from calm_megatron.losses.reconstruction import reconstruction_loss
 from calm_megatron.model.ar_baseline import ArBaseline
@@ -86,20 +86,33 @@ def modelling_file() -> Any:
         ) from None
 
 
+@dataclass(frozen=True)
+class Ours:
+    """A model of ours in a checkpoint."""
+
+    config: ModelConfig
+    state: SavedState
+
+    @staticmethod
+    def of(run: Path) -> "Ours":
+        """Of a run folder or checkpoint; a `UserError` tells of damage."""
+        return Ours(saved_config(run).model, saved_state(find_checkpoint(run)))
+
+
 def compare_outputs(
-    checkpoint: Path, autoencoder: Path | None, official: OfficialModel, meter: Meter = silent
+    model: Ours, autoencoder: Ours | None, official: OfficialModel, meter: Meter = silent
 ) -> Differences:
     """Run both sides.
 
     Args:
-        checkpoint: ours.
-        autoencoder: checkpoint of its autoencoder, if it is a CALM.
+        model: ours.
+        autoencoder: its autoencoder, if it is a CALM.
         official: the other one.
         meter: hears of the progress.
     """
     reading = _Reading(meter, official)
     with torch.no_grad(), one_rank():
-        ours = _ours(reading, checkpoint, autoencoder)
+        ours = _ours(reading, model, autoencoder)
         theirs = _theirs(reading, official)
     return Differences({name: _difference(ours[name], theirs[name]) for name in theirs})
 
@@ -150,17 +163,16 @@ def _noise() -> KeyedNoise:
     return KeyedNoise(RandomStreams(0, torch.device("cpu")), "proof", 0, range(_TEXTS), _PATCHES - 1)
 
 
-def _ours(reading: _Reading, checkpoint: Path, autoencoder: Path | None) -> Outputs:
-    config, official = saved_config(checkpoint).model, reading.official
-    read = reading.ours(saved_state(checkpoint), official.state)
+def _ours(reading: _Reading, ours: Ours, autoencoder: Ours | None) -> Outputs:
+    config, official = ours.config, reading.official
+    read = reading.ours(ours.state, official.state)
     if isinstance(config, AutoencoderConfig):
         return _reconstruction(_our_autoencoder(config, read), config)
     if isinstance(config, ArConfig):
         return _our_baseline(config, read)
     assert autoencoder is not None and official.autoencoder is not None, "a CALM has an autoencoder"
-    inner_config = saved_config(autoencoder).model
-    assert isinstance(inner_config, AutoencoderConfig)
-    inner = _our_autoencoder(inner_config, reading.ours(saved_state(autoencoder), official.autoencoder))
+    assert isinstance(autoencoder.config, AutoencoderConfig)
+    inner = _our_autoencoder(autoencoder.config, reading.ours(autoencoder.state, official.autoencoder))
     with torch.device("meta"):
         model = Calm(config, FrozenAutoencoder(inner)).eval()
     streamed(model, read)

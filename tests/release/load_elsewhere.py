@@ -1,7 +1,7 @@
 """Loads releases by transformers alone, in any environment that has it and torch, and says what they give.
 
 Usage: python load_elsewhere.py FOLDER=FIGURES ...; the figures are the io.safetensors of a golden checkpoint, whose
-noise is used. Prints JSON: versions, and for each folder its largest differences from the figures and what it wrote.
+noise is used, or nothing for a Llama with a tokenizer. Prints JSON: versions, and for each folder its largest differences from the figures and what it wrote.
 """
 
 import json
@@ -64,14 +64,22 @@ def of_calm(folder, figures):
     return found
 
 
+def of_llama(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("The rain in Spain", return_tensors="pt").input_ids
+    written = transformers.LlamaForCausalLM.from_pretrained(folder).generate(ids, max_new_tokens=4, do_sample=False)
+    return {"ids": ids[0].tolist(), "written": written[0].tolist(), "text": tokenizer.decode(ids[0])}
+
+
 def main():
     """Load all of them."""
     said = {"transformers": transformers.__version__, "torch": torch.__version__}
     for word in sys.argv[1:]:
         folder, file = word.split("=")
-        figures = load_file(file)
+        figures = load_file(file) if file else {}
         with torch.no_grad():
-            said[folder] = of_autoencoder(folder, figures) if "enc_mean" in figures else of_calm(folder, figures)
+            of = of_autoencoder if "enc_mean" in figures else of_calm
+            said[folder] = of(folder, figures) if figures else of_llama(folder)
     print(json.dumps(said))
 
 
