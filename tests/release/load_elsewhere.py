@@ -1,7 +1,8 @@
 """Loads releases by transformers alone, in any environment that has it and torch, and says what they give.
 
 Usage: python load_elsewhere.py FOLDER=FIGURES ...; the figures are the io.safetensors of a golden checkpoint, whose
-noise is used, or nothing for a Llama with a tokenizer. Prints JSON: versions, and for each folder its largest differences from the figures and what it wrote.
+noise is used, or nothing for a Llama with a tokenizer. Prints JSON: versions, and for each folder its largest
+differences from the figures and what it wrote.
 """
 
 import json

@@ -59,7 +59,7 @@ def test_by_the_transformers_of_this_environment(releases: dict[str, str], tmp_p
 
 
 @pytest.mark.slow
-def test_by_transformers_4_43_in_a_clean_environment(releases: dict[str, str], tmp_path: Path) -> None:
+def test_by_transformers_4_43_in_a_clean_environment(releases: dict[str, str], release: Path, tmp_path: Path) -> None:
     python = tmp_path / "clean" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
     packages = ["torch==2.13.0", "transformers==4.43.0"]
@@ -68,6 +68,8 @@ def test_by_transformers_4_43_in_a_clean_environment(releases: dict[str, str], t
     )
     if done.returncode:
         pytest.skip(f"{' and '.join(packages)} could not be installed: {done.stderr[-300:]}")
-    said = loaded(python, releases, tmp_path)
+    said = loaded(python, {**releases, "llama": f"{release}="}, tmp_path)
     assert said["transformers"] == "4.43.0"
     demand_official_figures(said, releases)
+    current = loaded(sys.executable, {"llama": f"{release}="}, tmp_path)
+    assert said[str(release)] == current[str(release)] and said[str(release)]["text"] == "The rain in Spain"

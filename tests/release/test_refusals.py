@@ -134,7 +134,7 @@ DAMAGED = {
         weights(lambda found: found.update({NORM: torch.ones(64, dtype=torch.int64)})),
         f"{NORM}: it holds no fp32, bf16 or fp16 numbers",
     ),
-    "not finite": (weights(with_infinity), f"{V_PROJ}: 2 of 2048 elements are not finite(.|\n)*{NORM}: 1 of 64"),
+    "not finite": (weights(with_infinity), f"{NORM}: 1 of 64 elements are not finite(.|\n)*{V_PROJ}: 2 of 2048"),
     "several at once": (
         weights(several),
         rf"missing: {V_PROJ}(.|\n)*unexpected: transformer.extra(.|\n)*embed_proj.2.bias: 1 of(.|\n)*{NORM}: shape",
