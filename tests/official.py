@@ -1,13 +1,26 @@
 """Recorded figures of the official code: its noise as our heads ask for it, and its gradients beside ours."""
 
+from pathlib import Path
+
 from torch import Tensor
 
+from calm_megatron.checkpoint.official_state import demand_sound, official_autoencoder, open_official
+from calm_megatron.checkpoint.weights import put
+from calm_megatron.config.schema import CalmConfig
 from calm_megatron.model import names
+from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.calm import Calm
 from calm_megatron.model.noise import GivenNoise
 
-AUTOENCODERS = {"energy": "ae", "energy_k2": "ae_k2", "diffusion": "ae", "flow": "ae"}
-"""The autoencoder of each golden CALM."""
+
+def load_official_calm(folder: Path) -> Calm:
+    """An official CALM with any of its heads, in fp32; needs process groups."""
+    official = open_official(folder)
+    demand_sound(official)
+    assert isinstance(official.config, CalmConfig)
+    model = Calm(official.config, FrozenAutoencoder(official_autoencoder(official)))
+    put({name: official.state.whole("weight", name) for name in official.state.names()}, model)
+    return model
 
 
 def relative(ours: Tensor, expected: Tensor) -> float:

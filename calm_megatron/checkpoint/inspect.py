@@ -12,7 +12,6 @@ from torch import Tensor
 from calm_megatron.checkpoint.load import find_checkpoint, saved_config, state_of
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.meter import Meter, silent
-from calm_megatron.checkpoint.pieces import KINDS
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.config.errors import UserError
@@ -131,10 +130,16 @@ def inspect_checkpoint(path: str | Path, meter: Meter = silent) -> Inspection:
 
 
 def compare_checkpoints(first: Inspection, second: Inspection, meter: Meter = silent) -> Comparison:
-    """Hold two whole checkpoints against each other, weight by weight, whatever their layouts."""
+    """Hold two whole checkpoints against each other, weight by weight, whatever their layouts.
+
+    Raises:
+        UserError: one holds weights alone, the other moments, too.
+    """
     both = sorted(first.weights.keys() & second.weights.keys())
     same = [name for name in both if first.weights[name] == second.weights[name]]
     ours, theirs = (state_of(Path(each.path), Manifest.load(Path(each.path))) for each in (first, second))
+    if same and ours.kinds != theirs.kinds:
+        raise UserError("only one of them has moments", f"{first.path} and {second.path}", "compare two of a kind")
     return Comparison(
         weights=tuple(_differences(ours, theirs, same, meter)),
         shapes=_pairs(first.weights, second.weights),
@@ -147,10 +152,10 @@ def compare_checkpoints(first: Inspection, second: Inspection, meter: Meter = si
 
 def _differences(ours: SavedState, theirs: SavedState, names: list[str], meter: Meter) -> Iterator[Difference]:
     """Which of these weights and their moments differ, bit by bit."""
-    total = sum(torch.Size(ours.shape(name)).numel() for name in names) * len(KINDS) * torch.float32.itemsize
+    total = sum(torch.Size(ours.shape(name)).numel() for name in names) * len(ours.kinds) * torch.float32.itemsize
     done = 0
     for name in names:
-        for kind in KINDS:
+        for kind in ours.kinds:
             mine, other = ours.whole(kind, name), theirs.whole(kind, name)
             done += mine.nbytes
             meter("compare", done, total)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from calm_megatron.checkpoint import manifest
 from calm_megatron.checkpoint.manifest import Manifest
+from calm_megatron.checkpoint.official_files import is_official
+from calm_megatron.checkpoint.official_state import demand_sound, official_autoencoder, open_official
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.checkpoint.store import checkpoints_of, newest_checkpoint
 from calm_megatron.checkpoint.weights import misfits, put
@@ -45,7 +47,11 @@ def tokenizer_fingerprint(path: str | Path) -> str | None:
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
-    """The autoencoder of a run or checkpoint, in fp32 and evaluation mode."""
+    """The autoencoder of a run, a checkpoint or an official checkpoint, in fp32 and evaluation mode."""
+    if is_official(Path(path)):
+        official = open_official(path)
+        demand_sound(official)
+        return official_autoencoder(official)
     checkpoint = find_checkpoint(path)
     module = Autoencoder(_model_config(checkpoint, AutoencoderConfig, "an autoencoder"))
     _load_weights(module, checkpoint)

@@ -22,7 +22,7 @@ class Manifest:
     layout: dict[str, Any]
     """Ranks of each kind, ZeRO stage and precision of the run that wrote it."""
     engine: dict[str, Any]
-    """What the engine has beside weights and moments: updates done, and the loss scale of fp16."""
+    """What an engine has beside weights and moments: updates done, fp16's loss scale; empty beside weights alone."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of data, tokenizer and autoencoder."""
     files: tuple[FileEntry, ...]

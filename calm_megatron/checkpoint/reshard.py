@@ -20,7 +20,7 @@ from calm_megatron.checkpoint.inspect import Inspection, compare_checkpoints, in
 from calm_megatron.checkpoint.load import saved_config, state_of
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.meter import Meter, silent
-from calm_megatron.checkpoint.pieces import KINDS, Place
+from calm_megatron.checkpoint.pieces import Place
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.checkpoint.shards import ShardWriter
 from calm_megatron.checkpoint.store import newest_checkpoint
@@ -113,13 +113,17 @@ def _write_shards(
     state: SavedState, held: Sequence[Sequence[Place]], folder: Path, meter: Meter
 ) -> Iterator[FileEntry]:
     """All files of a group side by side, weight by weight, so that each weight is read once."""
-    total = sum(place.stop - place.start for places in held for place in places) * len(KINDS) * torch.float32.itemsize
+    total = (
+        sum(place.stop - place.start for places in held for place in places) * len(state.kinds) * torch.float32.itemsize
+    )
     done = 0
     for first in range(0, len(held), _OPEN_FILES):
         group = range(first, min(first + _OPEN_FILES, len(held)))
         with ExitStack() as stack:
             files = {
-                number: stack.enter_context(ShardWriter(folder / f"rank_{number:05d}.safetensors", held[number]))
+                number: stack.enter_context(
+                    ShardWriter(folder / f"rank_{number:05d}.safetensors", held[number], state.kinds)
+                )
                 for number in group
             }
             wanted: dict[str, list[tuple[Place, ShardWriter]]] = defaultdict(list)
@@ -127,7 +131,7 @@ def _write_shards(
                 for place in held[number]:
                     wanted[place.name].append((place, file))
             for name in sorted(wanted):
-                for kind in KINDS:
+                for kind in state.kinds:
                     whole = state.whole(kind, name)
                     for part, runs in itertools.groupby(wanted[name], key=lambda run: run[0].part):
                         values = state.part(name, whole, part, wanted[name][0][0].parts).flatten()

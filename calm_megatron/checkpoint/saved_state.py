@@ -1,5 +1,6 @@
 """Reads the state in a checkpoint for any layout, by the table of how each weight is cut."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -36,6 +37,12 @@ class SavedState:
                 runs[place.name].append((place, shard))
         return runs
 
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What there is of each weight: without the moments in a checkpoint of weights alone."""
+        _, shard = next(iter(self._runs.values()))[0]
+        return shard.kinds
+
     def names(self) -> list[str]:
         """Of all weights."""
         return sorted(self._runs)
@@ -66,6 +73,24 @@ class SavedState:
             shape = next((place.shape for place, _ in self._runs[name] if place.part == part), ())
             pieces.append(self._run(kind, name, part, 0, torch.Size(shape).numel(), shape).view(shape))
         return pieces[0] if parts == 1 else self._cut(0, parts).whole(name, pieces)
+
+    def twice(self) -> list[str]:
+        """What is held by two files, where each element should be in one: by weight, and whether the copies differ.
+
+        A copied weight that differs between tensor ranks would show here: which of them is right, nobody knows.
+        """
+        problems = []
+        for name, runs in self._runs.items():
+            ordered = sorted(runs, key=lambda run: (run[0].part, run[0].start))
+            for (first, one), (second, other) in itertools.pairwise(ordered):
+                end = min(first.stop, second.stop)
+                if first.part == second.part and second.start < end:
+                    ours, theirs = (torch.empty(end - second.start) for _ in range(2))
+                    one.read_into(ours, "weight", name, second.start - first.start)
+                    other.read_into(theirs, "weight", name, 0)
+                    state = "is twice in" if torch.equal(ours, theirs) else "differs between"
+                    problems.append(f"{name} {state} {one.path.name} and {other.path.name}")
+        return problems
 
     def is_cut(self, name: str, parts: int) -> bool:
         """Whether so many tensor ranks hold different parts of a weight; else each holds a copy."""

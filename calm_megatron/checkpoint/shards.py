@@ -1,7 +1,7 @@
 """The file of one rank: a safetensors file of flat runs, written in a stream with its checksum, read in slices.
 
-Each weight has one run in a file, as `weight/<name>`, `exp_avg/<name>` and `exp_avg_sq/<name>`; the metadata entry
-`places` says which run of which part it is.
+Each weight has one run in a file, as `weight/<name>`, `exp_avg/<name>` and `exp_avg_sq/<name>`, or as the first alone
+where there are no moments; the metadata entry `places` says which run of which part it is.
 """
 
 import json
@@ -28,13 +28,14 @@ class ShardWriter:
     Args:
         path: of the file.
         places: which runs it is to hold; of each weight one.
+        kinds: of the values.
     """
 
-    def __init__(self, path: Path, places: Sequence[Place]) -> None:
+    def __init__(self, path: Path, places: Sequence[Place], kinds: Sequence[str] = KINDS) -> None:
         self.path = path
-        self._due = ((kind, place) for place in places for kind in KINDS)
+        self._due = ((kind, place) for place in places for kind in kinds)
         self._digest = xxhash.xxh3_128()
-        head = _head(places)
+        head = _head(places, kinds)
         self._file = path.open("wb")
         self._put(head)
 
@@ -77,17 +78,20 @@ class ShardWriter:
         self._file.write(data)
 
 
-def write_shard(path: Path, places: Sequence[Place], read: Callable[[str, Place], Tensor]) -> FileEntry:
+def write_shard(
+    path: Path, places: Sequence[Place], read: Callable[[str, Place], Tensor], kinds: Sequence[str] = KINDS
+) -> FileEntry:
     """Write a shard, synced to the disk, one run after the other; errors as in `ShardWriter`.
 
     Args:
         path: of the file.
         places: which runs it is to hold.
         read: gives the fp32 values of a run by kind and place, when its turn comes.
+        kinds: of the values.
     """
-    with ShardWriter(path, places) as shard:
+    with ShardWriter(path, places, kinds) as shard:
         for place in places:
-            for kind in KINDS:
+            for kind in kinds:
                 shard.write(kind, place, read(kind, place))
         return shard.finish()
 
@@ -103,6 +107,8 @@ class Shard:
         listed = json.loads(header.pop("__metadata__")["places"])
         self.places = [Place(name, part, parts, tuple(shape), *run) for name, part, parts, shape, *run in listed]
         """Which runs it holds, in the order in which they were written."""
+        self.kinds = tuple(kind for kind in KINDS if any(key.startswith(f"{kind}/") for key in header))
+        """Of the values: without the moments where only weights were kept."""
         self._begins = {key: _LENGTH_BYTES + length + entry["data_offsets"][0] for key, entry in header.items()}
 
     def read_into(self, values: Tensor, kind: str, name: str, start: int) -> None:
@@ -117,17 +123,17 @@ class Shard:
                 raise UserError(f"the shard ends before {kind} of {name}", str(self.path), "take another checkpoint")
 
 
-def _head(places: Sequence[Place]) -> bytes:
+def _head(places: Sequence[Place], kinds: Sequence[str]) -> bytes:
     """Length and JSON header of a safetensors file, filled up to a multiple of 8 bytes with blanks."""
     listed = [(place.name, place.part, place.parts, place.shape, place.start, place.stop) for place in places]
     header: dict[str, object] = {"__metadata__": {"places": json.dumps(listed)}}
     end = 0
     for place in places:
         length = place.stop - place.start
-        for kind in KINDS:
+        for kind in kinds:
             begin, end = end, end + length * _FP32_BYTES
             header[f"{kind}/{place.name}"] = {"dtype": "F32", "shape": [length], "data_offsets": [begin, end]}
-    if len(header) != 1 + len(KINDS) * len(places):
+    if len(header) != 1 + len(kinds) * len(places):
         raise ValueError("a shard holds one run of a weight, not several")
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)

@@ -178,6 +178,12 @@ class CheckpointStore:
     def _load(self, engine: Saveable, folder: Path) -> Progress:
         check_same_run(self.config, folder)
         manifest = Manifest.load(folder)
+        if not manifest.engine:
+            raise UserError(
+                "this checkpoint was taken in from another place and holds weights alone: a run cannot go on from it",
+                str(folder),
+                "start in a new run.directory, with checkpoint.pretrained_checkpoint naming this one",
+            )
         self._demand_same_sources(manifest, folder)
         model = self.config.model if isinstance(self.config.model, BackboneConfig) else None
         engine.restore(SavedState(manifest.shards(folder), model), manifest.engine)

@@ -160,7 +160,7 @@ class CalmConfig(BackboneConfig):
     type: Literal["calm"] = "calm"
     """Kind of model."""
     autoencoder: str
-    """Run folder or checkpoint of the frozen autoencoder."""
+    """Run folder, checkpoint or official folder of the frozen autoencoder."""
     patch_size: PositiveInt = 4
     """K, tokens per latent vector; must be the autoencoder's."""
     latent_size: PositiveInt = 128
@@ -305,8 +305,11 @@ class CheckpointConfig(Section):
     """Keep checkpoints of steps that are a multiple of this for good; 0 keeps none."""
     async_save: Switch = True
     """Write in the background, from a copy in the host's memory; false lets training wait for the disk."""
+    pretrained_checkpoint: str | None = None
+    """Weights that a new run starts with, in place of random ones: run folder, checkpoint, or official folder or file.
+    Moments, schedule and place in the data start anew."""
     accept_changed_sources: Switch = False
-    """Resume although data set, tokenizer or autoencoder are others than when the checkpoint was saved."""
+    """Go on from a checkpoint although data set, tokenizer or autoencoder are others than when it was saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ keeps them.
 """
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,19 +118,6 @@ def entry_of(name: str, entries: tuple[Entry, ...] = CALM_ENTRIES) -> tuple[Entr
             number = match.group(1) if match.groups() else ""
             return entry, tuple(official.replace("{i}", number) for official in entry.official)
     raise KeyError(name)
-
-
-def from_official(official: Mapping[str, Tensor], names: Iterator[str], config: BackboneConfig) -> dict[str, Tensor]:
-    """Our weights, by the given names of ours, from official ones.
-
-    Raises:
-        KeyError: naming the first official weight that is missing.
-    """
-    weights = {}
-    for name in names:
-        entry, sources = entry_of(name)
-        weights[name] = join([official[source] for source in sources], entry.join, config)
-    return weights
 
 
 def join(parts: list[Tensor], how: Join, config: BackboneConfig) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import CheckpointStore
+from calm_megatron.checkpoint.warm_start import open_weights
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import to_yaml
@@ -45,6 +46,8 @@ class Parts:
     """Checkpoints that were found damaged and left out."""
     ranks: tuple[Found, ...]
     """What the check before the start found; nothing without it."""
+    started_from: str | None
+    """Of a new run: where its weights came from, if they are not random."""
 
     @property
     def directory(self) -> Path:
@@ -68,7 +71,7 @@ class Parts:
 
 
 def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
-    """Join the ranks, open the data, build model and engine, and take up the run's newest checkpoint.
+    """Join the ranks, open the data, build model and engine, and take up the run's newest checkpoint, or given weights.
 
     Raises:
         UserError: something outside does not fit the config.
@@ -89,10 +92,18 @@ def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
     engine = (PipelineEngine if pipeline_size > 1 else Engine)(task, config, grid)
     store = CheckpointStore(config, grid, {**data.fingerprints, **task.fingerprints})
     damaged: list[str] = []
-    progress = store.resume(engine.state, damaged.append) or Progress()
+    progress = store.resume(engine.state, damaged.append)
+    started_from = None
+    if progress is None:
+        progress, started_from = Progress(), config.checkpoint.pretrained_checkpoint
+        if started_from is not None:
+            accept = config.checkpoint.accept_changed_sources
+            engine.state.take_weights(open_weights(started_from, config.model, store.fingerprints, accept))
     if grid.is_main:
         _describe_run(Path(config.run.directory), config, data)
-    return Parts(config, grid, schedule, data, task, engine, store, progress, tuple(damaged), tuple(everyone))
+    return Parts(
+        config, grid, schedule, data, task, engine, store, progress, tuple(damaged), tuple(everyone), started_from
+    )
 
 
 def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:

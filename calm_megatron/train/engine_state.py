@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calm_megatron.checkpoint.pieces import KINDS, Piece, Place
 from calm_megatron.checkpoint.saved_state import SavedState
+from calm_megatron.checkpoint.warm_start import Weights
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.grid import Grid
 
@@ -69,12 +70,19 @@ class EngineState:
             for name, value in scalars["loss_scaler"].items():
                 setattr(scaler, name, value)
 
+    def take_weights(self, source: Weights) -> None:
+        """Take over weights alone, whatever layout they come from; moments and scalars stay those of a new run."""
+        with torch.no_grad():
+            for piece in self._pieces():
+                piece.values["weight"].copy_(source.read("weight", piece.place))
+            self._refresh(source)
+
     def _loss_scalers(self) -> list[Any]:
         """The one of fp16. In other precisions ZeRO has one that stays at 1, which says nothing to a run in fp16."""
         scaler = getattr(self._optimizer, "loss_scaler", None)
         return [scaler] if getattr(scaler, "dynamic", False) else []
 
-    def _refresh(self, state: SavedState) -> None:
+    def _refresh(self, state: Weights) -> None:
         """Set what the layers calculate with, in the run's precision, where it lies beside the fp32 weights."""
         if self._zero_stage == 0:
             return

@@ -17,6 +17,7 @@ from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.evaluate.baselines import training_counts, validate_unigram
 from calm_megatron.evaluate.brier import ORDERS
 from calm_megatron.parallel.grid import Grid, one_rank
+from calm_megatron.release.importing import UNKNOWN_DATA
 from calm_megatron.train.ar_task import ArTask
 from calm_megatron.train.autoencoder_task import AutoencoderTask
 from calm_megatron.train.calm_task import CalmTask
@@ -139,6 +140,8 @@ def _config(request: EvaluationRequest) -> RunConfig:
 def _tested_on(prefix: str, data: DataConfig) -> DataConfig:
     """The run's training data beside another data set for testing; opening both checks that they fit together."""
     training = data.data_path or data.train_data_path
+    if training == UNKNOWN_DATA:
+        training = prefix
     return replace(data, data_path=None, train_data_path=training, valid_data_path=None, test_data_path=prefix)
 
 

@@ -62,6 +62,8 @@ class Loop:
             pin_memory=parts.grid.device.type == "cuda",
         )
         telemetry.event("model", f"{self.engine.parameters:,} parameters", **parts.machine())
+        if parts.started_from is not None:
+            telemetry.event("start", f"the weights are those of {parts.started_from}")
         for message in parts.damaged:
             telemetry.event("damage", message)
         if parts.ranks:

@@ -20,6 +20,7 @@ from calm_megatron.config.schema import (
 from calm_megatron.model import names
 from calm_megatron.model.autoencoder import Autoencoder, FrozenAutoencoder
 from calm_megatron.model.calm import Calm
+from calm_megatron.model.official import official_weights
 from calm_megatron.parallel.grid import Grid
 
 CALM = CalmConfig(
@@ -127,13 +128,12 @@ def test_splitting_undoes_stacking() -> None:
 
 
 def test_weights_come_back_from_their_official_parts(calm: Calm) -> None:
-    official = {}
-    for name, weight in calm.named_parameters():
-        entry, parts = names.entry_of(name)
-        official |= dict(zip(parts, names.split(weight.detach(), entry.join, CALM), strict=True))
-    ours = names.from_official(official, (name for name, _ in calm.named_parameters()), CALM)
-    for name, weight in calm.named_parameters():
-        assert torch.equal(ours[name], weight), name
-    del official["transformer.layers.3.self_attn.k_proj.weight"]
-    with pytest.raises(KeyError, match=r"transformer\.layers\.3\.self_attn\.k_proj\.weight"):
-        names.from_official(official, (name for name, _ in calm.named_parameters()), CALM)
+    ours = dict(calm.named_parameters())
+    weights = official_weights(CALM)
+    assert sorted(weight.name for weight in weights) == sorted(ours)
+    for weight in weights:
+        whole = ours[weight.name].detach()
+        assert weight.shape() == whole.shape
+        parts = weight.parts(whole, CALM)
+        assert {name: part.shape for name, part in parts.items()} == weight.shapes
+        assert torch.equal(weight.of(list(parts.values()), CALM), whole), weight.name

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.config.schema import ArConfig
 from calm_megatron.evaluate.rollout import choose_places, roll_out, steps_of
 from calm_megatron.model.ar_baseline import ArBaseline
@@ -17,13 +16,14 @@ from calm_megatron.model.initialise import initialise
 from calm_megatron.model.softmax import tokens_of
 from calm_megatron.parallel.grid import Grid
 from calm_megatron.parallel.random_streams import RandomStreams
+from tests.official import load_official_calm
 
 STREAMS = RandomStreams(3, torch.device("cpu"))
 
 
 @torch.no_grad()
 def test_the_official_figures_of_patches_of_two(golden: Callable[[str], Path], grid: Grid) -> None:
-    model = load_official_calm(golden("energy_k2"), golden("ae_k2")).eval()
+    model = load_official_calm(golden("energy_k2")).eval()
     tensors = load_file(golden("energy_k2") / "io.safetensors")
     ids_BT, step_noise = tensors["input_ids"], tensors["brier_step_noise"].squeeze(3)
     B, P = len(ids_BT), ids_BT.shape[1] // 2

@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.generate.decode import generate
 from calm_megatron.generate.options import Exponent, GenerationOptions
 from calm_megatron.generate.temperature import select
 from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import one_rank
-
-MODELS = {"energy": "ae", "energy_k2": "ae_k2"}
+from tests.official import load_official_calm
 
 
 class RecordedDraws:
@@ -40,14 +38,14 @@ class RecordedDraws:
         return 0.0
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=["energy", "energy_k2"])
 def official(
     golden: Callable[[str], Path], request: pytest.FixtureRequest
 ) -> Iterator[tuple[Calm, dict[str, Tensor], dict[str, int]]]:
     """A checkpoint, its recorded tensors and its config."""
     folder = golden(request.param)
     with one_rank():
-        model = load_official_calm(folder, golden(MODELS[request.param])).eval()
+        model = load_official_calm(folder).eval()
         yield model, load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text())
 
 

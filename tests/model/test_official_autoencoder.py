@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.checkpoint.official_format import load_official_autoencoder
+from calm_megatron.checkpoint.load import load_autoencoder
 from calm_megatron.losses.reconstruction import clipped_kl, reconstruction_loss
 from calm_megatron.model.autoencoder import Autoencoder, AutoencoderNoise
 
@@ -20,7 +20,7 @@ Official = tuple[Autoencoder, dict[str, Tensor]]
 def official(golden: Callable[[str], Path], request: pytest.FixtureRequest) -> Official:
     """An official autoencoder and its recorded tensors."""
     folder = golden(request.param)
-    return load_official_autoencoder(folder), load_file(folder / "io.safetensors")
+    return load_autoencoder(folder), load_file(folder / "io.safetensors")
 
 
 def relative(ours: Tensor, expected: Tensor) -> float:

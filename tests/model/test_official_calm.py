@@ -9,22 +9,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.losses.energy_score import energy_score
 from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import Grid
-from tests.official import AUTOENCODERS, energy_noise, loss_noise, official_gradients, relative
+from tests.official import energy_noise, load_official_calm, loss_noise, official_gradients, relative
 
 Official = tuple[Calm, dict[str, Tensor]]
 
 
 @pytest.fixture(params=["energy", "energy_k2"])
 def official(golden: Callable[[str], Path], grid: Grid, request: pytest.FixtureRequest) -> Official:
-    """An official CALM and its recorded tensors; the autoencoder rounds in training, as the official one does."""
+    """An official CALM and its recorded tensors."""
     folder = golden(request.param)
-    model = load_official_calm(folder, golden(AUTOENCODERS[request.param]))
-    frozen = model.autoencoder
-    frozen.config = dataclasses.replace(frozen.config, round_embedding_to_bf16=True)
+    model = load_official_calm(folder)
     return model, load_file(folder / "io.safetensors")
 
 

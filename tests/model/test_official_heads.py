@@ -1,6 +1,5 @@
 """Diffusion and flow matching give the figures of the official code: network, losses, gradients, samples, tokens."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,24 +8,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calm_megatron.checkpoint.official_format import load_official_calm
 from calm_megatron.config.schema import DiffusionHeadConfig, FlowHeadConfig
 from calm_megatron.evaluate.brier import brier_terms
 from calm_megatron.losses.gaussian_diffusion import cosine_abar, schedule
 from calm_megatron.model.calm import Calm
 from calm_megatron.parallel.grid import Grid
-from tests.official import AUTOENCODERS, loss_noise, official_gradients, relative, sampling_noise
+from tests.official import load_official_calm, loss_noise, official_gradients, relative, sampling_noise
 
 Official = tuple[Calm, dict[str, Tensor]]
 
 
 @pytest.fixture(params=["diffusion", "flow"])
 def official(golden: Callable[[str], Path], grid: Grid, request: pytest.FixtureRequest) -> Official:
-    """An official CALM and its recorded tensors; the autoencoder rounds in training, as the official one does."""
+    """An official CALM and its recorded tensors."""
     folder = golden(request.param)
-    model = load_official_calm(folder, golden(AUTOENCODERS[request.param]))
-    frozen = model.autoencoder
-    frozen.config = dataclasses.replace(frozen.config, round_embedding_to_bf16=True)
+    model = load_official_calm(folder)
     return model, load_file(folder / "io.safetensors")
 
 

@@ -1,7 +1,7 @@
 """Ranks of the golden layout tests: loss and gradients of the official weights, the latter saved as a checkpoint.
 
-Usage: torchrun ... golden_worker.py JOBS.json, with a list of {"checkpoint": folder, "autoencoder": folder,
-"output": folder, "tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
+Usage: torchrun ... golden_worker.py JOBS.json, with a list of {"checkpoint": folder, "output": folder,
+"tensor": ranks, "pipe": stages, "sequence_parallel": bool}.
 """
 
 import json
@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from calm_megatron.checkpoint.official_format import calm_config, load_official_autoencoder, read_official
+from calm_megatron.checkpoint.official_state import official_autoencoder, open_official
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.schema import (
+    CalmConfig,
     DataConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -27,7 +28,6 @@ from calm_megatron.config.schema import (
     TrainConfig,
 )
 from calm_megatron.data.batch import Batch
-from calm_megatron.model import names
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.calm import Calm, CalmTerms
 from calm_megatron.model.heads.kinds import term_names
@@ -43,15 +43,13 @@ from tests.official import loss_noise
 class GoldenTask:
     """The official weights, one micro-batch of the recorded tokens, and the recorded noise."""
 
-    def __init__(self, checkpoint: Path, autoencoder: Path, parallel_config: ParallelConfig, grid: Grid) -> None:
-        self.official, self.weights = read_official(checkpoint)
+    def __init__(self, checkpoint: Path, parallel_config: ParallelConfig, grid: Grid) -> None:
+        self.official = open_official(checkpoint)
         self.recorded = load_file(checkpoint / "io.safetensors")
-        frozen = load_official_autoencoder(autoencoder)
-        # With the rounding of the official training mode, which the recorded loss has.
-        frozen.config = replace(frozen.config, round_embedding_to_bf16=True)
-        self.frozen, self.grid = FrozenAutoencoder(frozen), grid
+        self.frozen, self.grid = FrozenAutoencoder(official_autoencoder(self.official)), grid
         ids_BT = self.recorded["input_ids"]
-        model = calm_config(self.official, str(autoencoder))
+        model = self.official.config
+        assert isinstance(model, CalmConfig)
         self.term_names = term_names(model.head)
         self.config = RunConfig(
             run=RunSection(directory="none is written"),
@@ -70,10 +68,9 @@ class GoldenTask:
             ranks=TensorRanks.of_this_process(self.config.parallel.sequence_parallel),
             held=own_layers(self.config, self.grid, self.frozen.config),
         )
-        whole = names.from_official(self.weights, (name for name, _ in model.named_parameters()), model.config)
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                weight.copy_(model.sharding.part(name, whole[name]))
+                weight.copy_(model.sharding.part(name, self.official.state.whole("weight", name)))
         return model
 
     def forward(self, module: Callable[..., Any], batch: Batch, step: int) -> CalmTerms | Tensor:
@@ -116,7 +113,7 @@ def run(job: dict[str, Any]) -> None:
         pipeline_model_parallel_size=job["pipe"],
         sequence_parallel=job["sequence_parallel"],
     )
-    task = GoldenTask(Path(job["checkpoint"]), Path(job["autoencoder"]), layout, grid)
+    task = GoldenTask(Path(job["checkpoint"]), layout, grid)
     engine = (PipelineEngine if job["pipe"] > 1 else Engine)(task, task.config, grid)  # type: ignore[arg-type]
     gradients = GradientEngine(engine)
     ids_BT = task.recorded["input_ids"]

@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from calm_megatron.checkpoint.load import find_checkpoint, whole_weights
-from calm_megatron.checkpoint.official_format import calm_config, read_official
+from calm_megatron.checkpoint.official_state import open_official
 from calm_megatron.model import names
-from tests.official import AUTOENCODERS
 from tests.small_runs import ROOT
 from tests.train.launches import Program, launch
 
@@ -43,7 +42,6 @@ def steps(
         jobs = [
             {
                 "checkpoint": str(golden(model)),
-                "autoencoder": str(golden(AUTOENCODERS[model])),
                 "output": str(folder / model / layout),
                 **LAYOUTS[layout],
             }
@@ -59,7 +57,7 @@ def test_a_layout_gives_the_official_loss_and_gradients(
     steps: Path, golden: Callable[[str], Path], model: str, layout: str
 ) -> None:
     recorded = load_file(golden(model) / "io.safetensors")
-    config = calm_config(read_official(golden(model))[0], "")
+    config = open_official(golden(model)).config
     loss = json.loads((steps / model / layout / "loss.json").read_text())
     assert loss == pytest.approx(recorded["train_loss"].item(), rel=1e-5)
     compared = set()
