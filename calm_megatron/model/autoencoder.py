@@ -191,7 +191,7 @@ class Autoencoder(nn.Module):
     def tokens(self, latent_RZ: Tensor) -> Tensor:
         """Most probable tokens (R, K) of each latent; their logits are never all in memory."""
         output: Tensor = self.encoder.embed_tokens(self.decoder(latent_RZ).flatten(0, 1), "tokens")
-        return output.unflatten(0, (-1, self.config.patch_size))
+        return output.view(-1, self.config.patch_size)
 
     def forward(self, ids_RK: Tensor, noise: AutoencoderNoise) -> ReconstructionTerms:
         """Training loss of R patches. Dropped tokens become id 0, a real token, as in the official code."""
@@ -244,7 +244,7 @@ class FrozenAutoencoder:
     def tokens(self, latent: Tensor) -> Tensor:
         """Most probable tokens (..., K) of latents (..., Z), in chunks that bound the memory."""
         chunks = [self._module.tokens(self._as_weights(chunk)) for chunk in latent.flatten(0, -2).split(_CHUNK_PATCHES)]
-        return torch.cat(chunks).unflatten(0, latent.shape[:-1])
+        return torch.cat(chunks).view(*latent.shape[:-1], self.config.patch_size)
 
     @torch.no_grad()
     def patch_states(self, latent_RZ: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class ConditionedLinear(nn.Module):
     def forward(self, x_NRH: Tensor, y_RH: Tensor) -> Tensor:
         """(N, R, H), the sum of both halves."""
         weight_x, weight_y = self.weight.chunk(2, dim=1)
-        return F.linear(x_NRH, weight_x) + F.linear(y_RH, weight_y, self.bias)
+        # In place, as the sum needs no tensor of its own.
+        return F.linear(x_NRH, weight_x).add_(F.linear(y_RH, weight_y, self.bias))
 
 
 class HeadBlock(nn.Module):
