@@ -44,10 +44,12 @@ def all_pairs_step() -> Tensor:
 def demand_same(shared: int) -> None:
     """Stop unless both compute the same on the first patches, given the same noise."""
     first = 2 * shared if shared > 1 else 64
-    few = tuple(tensor.detach()[..., :first, :] for tensor in inputs())
-    own = few[0].requires_grad_()
+    samples_NRZ, mean_RZ, log_std_RZ = (tensor.detach()[..., :first, :] for tensor in inputs())
+    samples_NRZ.requires_grad_()
     blocks = list(KeyedNoise(NOISE.streams, "check", 0, [0], first).normal_blocks("target", M, Z, first, shared))
     noise_MRZ = torch.cat([noise_MrZ.expand(M, patches, Z) for patches, noise_MrZ in blocks], dim=1)
-    ours, formula = energy_score_of_blocks(own, *few[1:], blocks).score, plain.energy_score(own, *few[1:], noise_MRZ)
+    ours = energy_score_of_blocks(samples_NRZ, mean_RZ, log_std_RZ, blocks).score
+    formula = plain.energy_score(samples_NRZ, mean_RZ, log_std_RZ, noise_MRZ)
     demand_equal("score", ours, formula, 1e-5)
-    demand_equal("gradient", *(torch.autograd.grad(score.mean(), own)[0] for score in (ours, formula)))
+    our_gradient, its_gradient = (torch.autograd.grad(score.mean(), samples_NRZ)[0] for score in (ours, formula))
+    demand_equal("gradient", our_gradient, its_gradient)

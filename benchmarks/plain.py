@@ -34,7 +34,7 @@ def energy_score(samples_NRZ: Tensor, mean_RZ: Tensor, log_std_RZ: Tensor, noise
 
 def official_weights(model: Calm) -> dict[str, Tensor]:
     """Copies of a model's weights as the official code has them."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, weight in model.named_parameters():
         entry, names = entry_of(name)
         parts = split(weight.detach(), entry.join, model.config)
