@@ -134,13 +134,10 @@ def _cut(blocks: Iterable[NoiseBlock], samples: int) -> Iterator[NoiseBlock]:
     """Blocks of at most a chunk; pieces of shared noise keep it whole."""
     for patches, noise_MrZ in blocks:
         targets, own, latent_size = noise_MrZ.shape
-        if own == patches:
-            for noise in noise_MrZ.split(chunk_patches(samples, targets, latent_size), dim=1):
-                yield NoiseBlock(noise.shape[1], noise)
-        else:
-            most = max(1, CHUNK_NUMBERS // (samples * max(targets, latent_size)))
-            for first in range(0, patches, most):
-                yield NoiseBlock(min(most, patches - first), noise_MrZ)
+        most = chunk_patches(samples, targets, latent_size)
+        for first in range(0, patches, most):
+            noise = noise_MrZ[:, first : first + most] if own == patches else noise_MrZ
+            yield NoiseBlock(min(most, patches - first), noise)
 
 
 class _Targets(Protocol):
