@@ -84,6 +84,8 @@ class EnergyHeadConfig(Section):
     """N, vectors drawn by the model for each patch in training."""
     num_target_samples: PositiveInt = 100
     """M, vectors drawn from the autoencoder's posterior for each patch."""
+    shared_noise_patches: PositiveInt = 1
+    """Consecutive patches of a sequence whose posterior draws share their noise: faster, and a noisier gradient."""
     beta: Annotated[float, Field(gt=0, lt=2, strict=True)] = 1.0
     """Exponent of the distance; the score is strictly proper within (0, 2)."""
 

@@ -94,12 +94,11 @@ def validate_autoencoder(model: Autoencoder, plan: EvaluationPlan, sigmas: Seque
         noise_RZ = plan.streams.normal("evaluation latent", 0, sequences, (patches, Z)).flatten(0, 1)
         mean_RZ, log_std_RZ = (tensor.float() for tensor in model.encoder(ids_RK))
         sample_RZ = mean_RZ + noise_RZ * log_std_RZ.exp()
-        logits_RKV = model.logits(sample_RZ.to(model.decoder.latent_to_hidden.weight.dtype))
-        terms = reconstruction_loss(logits_RKV, ids_RK, mean_RZ, log_std_RZ, config.kl_weight, config.kl_clamp)
-        hits = [_hits(logits_RKV, ids_RK)]
-        for sigma in (0.0, *sigmas):
-            noisy_RZ = (mean_RZ + sigma * noise_RZ).to(model.decoder.latent_to_hidden.weight.dtype)
-            hits.append(_hits(model.logits(noisy_RZ), ids_RK))
+        dtype = model.decoder.latent_to_hidden.weight.dtype
+        cross_entropy = model.cross_entropy(sample_RZ.to(dtype), ids_RK)
+        terms = reconstruction_loss(cross_entropy, K, mean_RZ, log_std_RZ, config.kl_weight, config.kl_clamp)
+        latents = [sample_RZ, *(mean_RZ + sigma * noise_RZ for sigma in (0.0, *sigmas))]
+        hits = [(model.tokens(latent_RZ.to(dtype)) == ids_RK).sum().double() for latent_RZ in latents]
         patch_count = len(ids_RK)
         if not patch_count:
             continue  # means over nothing are NaN
@@ -194,7 +193,3 @@ def _rolled_terms(
         return roll_out(model, model.config, ids_BT, documents_BP, places_BW, draw, eod_id, K).terms()
 
     return torch.stack([terms(pair) for pair in range(evaluation.brier_pairs)]).mean(dim=0)
-
-
-def _hits(logits_RKV: Tensor, ids_RK: Tensor) -> Tensor:
-    return (logits_RKV.argmax(dim=-1) == ids_RK).sum().double()

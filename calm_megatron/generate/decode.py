@@ -33,7 +33,7 @@ from calm_megatron.generate.draws import Draws, KeyedDraws
 from calm_megatron.generate.exact import sample_exactly
 from calm_megatron.generate.options import Exponent, GenerationOptions
 from calm_megatron.generate.outcomes import NextPatch, NextToken, Outcomes
-from calm_megatron.generate.temperature import select
+from calm_megatron.generate.temperature import choose, select
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.calm import Calm
 
@@ -195,10 +195,16 @@ class _Decoder:
         remainders = [row.remainder if step == 0 else [] for row in rows]
         if self.options.method == "exact":
             return self.draw_exactly(hidden_RH, rows, remainders, step)
+        prompts = [row.prompt for row in rows]
+        choice_R = torch.tensor([self.draws.choice(prompt, step) for prompt in prompts], dtype=torch.float64)
+        choice_R = choice_R.to(self.device)
+        if not any(remainders):
+            num_samples = 1 if self.exponent.is_one else self.options.num_samples
+            pool = self.outcomes.pool(hidden_RH, prompts, step, 0, num_samples)
+            return list(pool.whole(choose(pool.tokens_RNK, self.exponent, choice_R)).tolist())
         pool_RNK, agreed_RN = self.pools(hidden_RH, rows, remainders, step)
         best_R1 = agreed_RN.amax(dim=1, keepdim=True)
-        choice_R = torch.tensor([self.draws.choice(row.prompt, step) for row in rows], dtype=torch.float64)
-        patch_RK = select(pool_RNK, self.exponent, choice_R.to(self.device), agreed_RN == best_R1)
+        patch_RK = select(pool_RNK, self.exponent, choice_R, agreed_RN == best_R1)
         for place, (row, remainder) in enumerate(zip(rows, remainders, strict=True)):
             row.fallback = row.fallback or int(best_R1[place]) < len(remainder)
             patch_RK[place, : len(remainder)] = torch.tensor(remainder, dtype=patch_RK.dtype)
@@ -235,8 +241,7 @@ class _Decoder:
             pool_RNK: the tokens of the samples.
             agreed_RN: how many of the remainder's tokens each sample begins with.
         """
-        constrained = any(remainders)
-        num_samples = 1 if self.exponent.is_one and not constrained else self.options.num_samples
+        num_samples = self.options.num_samples
         wanted_R = torch.tensor([len(remainder) for remainder in remainders], device=self.device)
         prefix_RK = torch.full((len(rows), self.patch_size), -1, device=self.device)
         for place, remainder in enumerate(remainders):

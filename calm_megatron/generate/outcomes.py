@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calm_megatron.generate.draws import Draws, NoiseOfPrompts
+from calm_megatron.generate.pool import DecodedPool, Pool, WholePool
 from calm_megatron.model.ar_baseline import ArBaseline
 from calm_megatron.model.attention import KVCache
 from calm_megatron.model.calm import Calm
@@ -33,6 +34,10 @@ class Outcomes(Protocol):
 
     def draw(self, hidden_RH: Tensor, prompts: Sequence[int], step: int, attempt: int, count: int) -> Tensor:
         """Independent draws (R, count, K) of what comes behind each hidden state."""
+        ...
+
+    def pool(self, hidden_RH: Tensor, prompts: Sequence[int], step: int, attempt: int, count: int) -> Pool:
+        """The same draws, to choose one of."""
         ...
 
 
@@ -64,9 +69,17 @@ class NextPatch:
 
     def draw(self, hidden_RH: Tensor, prompts: Sequence[int], step: int, attempt: int, count: int) -> Tensor:
         """Patches (R, count, K)."""
+        return self._model.autoencoder.tokens(self._latents(hidden_RH, prompts, step, attempt, count))
+
+    def pool(self, hidden_RH: Tensor, prompts: Sequence[int], step: int, attempt: int, count: int) -> DecodedPool:
+        """The same, decoded as far as needed."""
+        latent_RNZ = self._latents(hidden_RH, prompts, step, attempt, count)
+        return DecodedPool(self._model.autoencoder, latent_RNZ)
+
+    def _latents(self, hidden_RH: Tensor, prompts: Sequence[int], step: int, attempt: int, count: int) -> Tensor:
+        """The head's samples (R, count, Z)."""
         noise = NoiseOfPrompts(self._draws, prompts, step, attempt)
-        latent_NRZ = self._model.head.sample(hidden_RH, noise, count, self._sampling_steps)
-        return self._model.autoencoder.tokens(latent_NRZ).transpose(0, 1)
+        return self._model.head.sample(hidden_RH, noise, count, self._sampling_steps).transpose(0, 1)
 
 
 class NextToken:
@@ -97,3 +110,7 @@ class NextToken:
         logits_RV = self._model.logits(hidden_RH).double() * self._sharpness
         uniform = [self._draws.token_uniform(prompt, step, attempt, count) for prompt in prompts]
         return tokens_of(logits_RV, torch.stack(uniform).to(logits_RV)).unsqueeze(-1)
+
+    def pool(self, hidden_RH: Tensor, prompts: Sequence[int], step: int, attempt: int, count: int) -> WholePool:
+        """The same."""
+        return WholePool(self.draw(hidden_RH, prompts, step, attempt, count))

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from calm_megatron.generate.options import Exponent
 
-"""How far n * T may be from 1: lets 0.333 and 0.167 stand for 1/3 and 1/6."""
-
 
 def _same_outcome(pool_BNK: Tensor) -> tuple[Tensor, Tensor]:
     """Count equal outcomes in each row.
@@ -122,24 +120,28 @@ def select_index(weights_BN: Tensor, uniform_B: Tensor) -> Tensor:
     return torch.minimum(index_B, last_B)
 
 
-def select(pool_BNK: Tensor, exponent: Exponent, uniform_B: Tensor, usable_BN: Tensor | None = None) -> Tensor:
-    """Choose one outcome a row at the temperature of this exponent.
+def choose(pool_BNK: Tensor, exponent: Exponent, uniform_B: Tensor, usable_BN: Tensor | None = None) -> Tensor:
+    """Choose one draw a row at the temperature of this exponent.
 
     At temperature 1 it is the first draw that takes part, which needs no pool and no randomness of its own.
 
     Args:
-        pool_BNK: tokens of N draws for each of B rows.
+        pool_BNK: tokens of N draws for each of B rows; whatever stands for tokens, as long as equal draws are equal.
         exponent: 1/T.
         uniform_B: numbers in [0, 1) that make the choice.
         usable_BN: draws that take part, at least one in each row; none means all.
 
     Returns:
-        patch_BK, the chosen tokens.
+        index_B, the place of the draw among the N.
     """
     if not exponent.is_one:
-        index_B = select_index(temperature_weights(pool_BNK, exponent, usable_BN), uniform_B)
-    elif usable_BN is not None:
-        index_B = usable_BN.long().argmax(dim=1)
-    else:
-        return pool_BNK[:, 0]
+        return select_index(temperature_weights(pool_BNK, exponent, usable_BN), uniform_B)
+    if usable_BN is not None:
+        return usable_BN.long().argmax(dim=1)
+    return torch.zeros(len(pool_BNK), dtype=torch.int64, device=pool_BNK.device)
+
+
+def select(pool_BNK: Tensor, exponent: Exponent, uniform_B: Tensor, usable_BN: Tensor | None = None) -> Tensor:
+    """The tokens patch_BK of the draw chosen in each row; arguments as of `choose`."""
+    index_B = choose(pool_BNK, exponent, uniform_B, usable_BN)
     return pool_BNK[torch.arange(len(pool_BNK), device=pool_BNK.device), index_B]

@@ -6,16 +6,26 @@ For one patch, with N model samples x_i, M draws y_m from the autoencoder's post
     distance = sum_{i, m} D(x_i, y_m) / (N M)            how far they lie from the targets
     score    = spread - 2 distance                       the higher the better; the loss is its negative
 
-The gradient is formed in the forward pass, in fp32, from weights w = beta D^(beta - 2): the derivative of D(a, b) by
-a is w (a - b), so sums over differences become matrix products and no [N, M, patches, Z] tensor ever exists.
+The gradient is formed in the forward pass, in fp32, from weights w = beta D^((beta - 2) / beta): the derivative of
+D(a, b) by a is w (a - b), so sums over differences become matrix products and no [N, M, patches, Z] tensor exists.
+
+The patches go by in chunks, and the targets' noise comes chunk by chunk: beyond the gradient itself, the memory in use
+depends neither on Z nor on the number of patches. Where several patches share their noise, there is no target at all:
+with y = s e, ||a - y||^2 = |a|^2 - 2 (a s) . e + s^2 . e^2, two products of matrices.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-CHUNK_PATCHES = 256
+CHUNK_NUMBERS = 1 << 20
+"""Numbers in the largest tensor of a chunk, at most (unless one patch has more): 4 MiB, which caches hold."""
+_NEAR = 1e-2
+"""A squared distance below this share of |a|^2 + |b|^2 has lost digits in the expansion, and is taken again."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,14 @@ class EnergyTerms:
     score: Tensor
     spread: Tensor
     distance: Tensor
+
+
+class NoiseBlock(NamedTuple):
+    """Standard normal noise of the targets of some patches, one after the other."""
+
+    patches: int
+    noise_MrZ: Tensor
+    """One for each of the patches; or (M, 1, Z), which all of them share."""
 
 
 def energy_score(
@@ -41,28 +59,52 @@ def energy_score(
     Returns:
         The terms; `score` carries the gradient, the other two are detached.
     """
+    rows = chunk_patches(len(samples_NRZ), len(target_noise_MRZ), samples_NRZ.shape[-1])
+    blocks = (NoiseBlock(noise.shape[1], noise) for noise in target_noise_MRZ.split(rows, dim=1))
+    return energy_score_of_blocks(samples_NRZ, mean_RZ, log_std_RZ, blocks, beta)
+
+
+def energy_score_of_blocks(
+    samples_NRZ: Tensor, mean_RZ: Tensor, log_std_RZ: Tensor, target_noise: Iterable[NoiseBlock], beta: float = 1.0
+) -> EnergyTerms:
+    """The same with noise that comes in blocks, each drawn when its turn is there; together they have R patches.
+
+    Raises:
+        ValueError: they have more or fewer.
+    """
     score, spread, distance = _EnergyScore.apply(  # type: ignore[no-untyped-call]
-        samples_NRZ, mean_RZ.float(), log_std_RZ.float(), target_noise_MRZ.float(), beta
+        samples_NRZ, mean_RZ.float(), log_std_RZ.float(), target_noise, beta
     )
     return EnergyTerms(score, spread, distance)
+
+
+def chunk_patches(samples: int, targets: int, latent_size: int) -> int:
+    """Patches of a chunk for N, M and Z."""
+    return max(1, CHUNK_NUMBERS // (max(samples, targets) * max(samples, latent_size)))
 
 
 class _EnergyScore(torch.autograd.Function):
     """Score and gradient in one pass over chunks of patches."""
 
     @staticmethod
-    def forward(ctx, samples_NRZ, mean_RZ, log_std_RZ, noise_MRZ, beta):  # type: ignore[no-untyped-def]
+    def forward(ctx, samples_NRZ, mean_RZ, log_std_RZ, target_noise, beta):  # type: ignore[no-untyped-def]
         patches = samples_NRZ.shape[1]
         gradient_NRZ = torch.empty_like(samples_NRZ, dtype=torch.float32)
         spread, distance = samples_NRZ.new_empty(2, patches, dtype=torch.float32)
-        for start in range(0, patches, CHUNK_PATCHES):
-            rows = slice(start, start + CHUNK_PATCHES)
-            # Centred on the posterior mean, squared distances lose no digits to a common offset.
-            samples_RNZ = (samples_NRZ[:, rows].float() - mean_RZ[rows]).transpose(0, 1)
-            targets_RMZ = (noise_MRZ[:, rows] * log_std_RZ[rows].exp()).transpose(0, 1)
-            spread[rows], pull_RNZ = _among_samples(samples_RNZ, beta)
-            distance[rows], push_RNZ = _to_targets(samples_RNZ, targets_RMZ, beta)
-            gradient_NRZ[:, rows] = (pull_RNZ - 2 * push_RNZ).transpose(0, 1)
+        end = 0
+        with _full_fp32(samples_NRZ.device):
+            for block in _cut(target_noise, len(samples_NRZ)):
+                rows = slice(end, end := end + block.patches)
+                if end > patches:
+                    break
+                # Centred on the posterior mean, squared distances lose no digits to a common offset.
+                centred_NrZ = samples_NRZ[:, rows].float() - mean_RZ[rows]
+                targets = _targets(block, log_std_RZ[rows].exp())
+                spread[rows], pull_NrZ = _among_samples(centred_NrZ, beta)
+                distance[rows], push_NrZ = _to_targets(centred_NrZ, targets, beta)
+                gradient_NRZ[:, rows] = pull_NrZ.sub_(push_NrZ, alpha=2)
+        if end != patches:
+            raise ValueError(f"the noise does not fit the {patches} patches of the samples")
         ctx.save_for_backward(gradient_NRZ)
         ctx.dtype = samples_NRZ.dtype
         ctx.mark_non_differentiable(spread, distance)
@@ -74,44 +116,138 @@ class _EnergyScore(torch.autograd.Function):
         return (gradient_NRZ * score_gradient_R.unsqueeze(-1)).to(ctx.dtype), None, None, None, None
 
 
+@contextmanager
+def _full_fp32(device: torch.device) -> Iterator[None]:
+    """No TF32, whatever the process has set: ten bits are too few for distances. Not yet run on a GPU."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _cut(blocks: Iterable[NoiseBlock], samples: int) -> Iterator[NoiseBlock]:
+    """Blocks of at most a chunk; pieces of shared noise keep it whole."""
+    for patches, noise_MrZ in blocks:
+        targets, own, latent_size = noise_MrZ.shape
+        most = chunk_patches(samples, targets, latent_size)
+        for first in range(0, patches, most):
+            noise = noise_MrZ[:, first : first + most] if own == patches else noise_MrZ
+            yield NoiseBlock(min(most, patches - first), noise)
+
+
+class _Targets(Protocol):
+    """The targets of r patches, less the posterior's mean."""
+
+    def products(self, centred_NrZ: Tensor) -> tuple[Tensor, Tensor]:
+        """|a|^2 + |y|^2 and a . y, each (N, r, M)."""
+        ...
+
+    def weighted(self, weight_NrM: Tensor) -> Tensor:
+        """The sum of w y over the targets, (N, r, Z)."""
+        ...
+
+    def some(self, patch_Q: Tensor, target_Q: Tensor) -> Tensor:
+        """These, (Q, Z)."""
+        ...
+
+
+def _targets(block: NoiseBlock, std_rZ: Tensor) -> _Targets:
+    noise_rMZ = block.noise_MrZ.transpose(0, 1).to(std_rZ)
+    if len(noise_rMZ) == block.patches:
+        return _OwnTargets(noise_rMZ * std_rZ.unsqueeze(1))
+    return _SharedTargets(std_rZ, noise_rMZ.squeeze(0))
+
+
+@dataclass(frozen=True)
+class _OwnTargets:
+    """Each patch with noise of its own."""
+
+    targets_rMZ: Tensor
+
+    def products(self, centred_NrZ: Tensor) -> tuple[Tensor, Tensor]:
+        lengths_rM = torch.linalg.vector_norm(self.targets_rMZ, dim=-1).square()
+        inner_rNM = torch.bmm(centred_NrZ.transpose(0, 1), self.targets_rMZ.transpose(1, 2))
+        return centred_NrZ.square().sum(dim=-1, keepdim=True) + lengths_rM, inner_rNM.transpose(0, 1)
+
+    def weighted(self, weight_NrM: Tensor) -> Tensor:
+        return torch.bmm(weight_NrM.transpose(0, 1), self.targets_rMZ).transpose(0, 1)
+
+    def some(self, patch_Q: Tensor, target_Q: Tensor) -> Tensor:
+        return self.targets_rMZ[patch_Q, target_Q]
+
+
+@dataclass(frozen=True)
+class _SharedTargets:
+    """y = s e, e the same for all patches."""
+
+    std_rZ: Tensor
+    noise_MZ: Tensor
+
+    def products(self, centred_NrZ: Tensor) -> tuple[Tensor, Tensor]:
+        lengths_rM = self.std_rZ.square() @ self.noise_MZ.square().T
+        inner_NrM = (centred_NrZ * self.std_rZ) @ self.noise_MZ.T
+        return centred_NrZ.square().sum(dim=-1, keepdim=True) + lengths_rM, inner_NrM
+
+    def weighted(self, weight_NrM: Tensor) -> Tensor:
+        return (weight_NrM @ self.noise_MZ).mul_(self.std_rZ)
+
+    def some(self, patch_Q: Tensor, target_Q: Tensor) -> Tensor:
+        return self.std_rZ[patch_Q] * self.noise_MZ[target_Q]
+
+
 def _power(squared: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """D = squared^(beta / 2) and w = beta D^((beta - 2) / beta), with w = 0 where the points coincide.
+    """D = squared^(beta / 2) and w = beta D / squared, with w = 0 where the points coincide.
 
     So do points whose squared distance is below the normal numbers of fp32: there w leaves its range.
     """
     distance = squared.pow(beta / 2)
     apart = squared >= torch.finfo(squared.dtype).tiny
-    weight = torch.where(apart, beta * squared.pow(beta / 2 - 1), 0.0)
+    weight = torch.where(apart, beta * distance / squared, 0.0)
     return distance, weight
 
 
-def _among_samples(samples_RNZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def _among_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Mean distance among the samples and its gradient.
 
     Squares are taken of differences: the samples coincide at the start of training, where the expansion
     |a|^2 + |b|^2 - 2ab would be all rounding. With N = 8 that costs little.
     """
-    count = samples_RNZ.shape[1]
-    spread = samples_RNZ.new_zeros(samples_RNZ.shape[0])
-    gradient_RNZ = torch.zeros_like(samples_RNZ)
-    for shift in range(1, count):
-        difference_RNZ = samples_RNZ - samples_RNZ.roll(shift, dims=1)
-        distance_RN, weight_RN = _power(difference_RNZ.square().sum(dim=-1), beta)
-        spread += distance_RN.sum(dim=1)
-        gradient_RNZ += weight_RN.unsqueeze(-1) * difference_RNZ
+    count = len(samples_NrZ)
+    spread_r = samples_NrZ.new_zeros(samples_NrZ.shape[1])
+    gradient_NrZ = torch.zeros_like(samples_NrZ)
+    for shift in range(1, count // 2 + 1):
+        # Sample i beside sample i + shift, around the circle: so each pair comes once, opposite ones twice.
+        share = 0.5 if 2 * shift == count else 1.0
+        difference_NrZ = samples_NrZ - samples_NrZ.roll(-shift, dims=0)
+        distance_Nr, weight_Nr = _power(difference_NrZ.square().sum(dim=-1), beta)
+        spread_r.add_(distance_Nr.sum(dim=0), alpha=2 * share)
+        pull_NrZ = difference_NrZ.mul_((share * weight_Nr).unsqueeze(-1))
+        gradient_NrZ.add_(pull_NrZ).sub_(pull_NrZ.roll(shift, dims=0))
     pairs = count * (count - 1)
-    return spread / pairs, gradient_RNZ * (2 / pairs)
+    return spread_r / pairs, gradient_NrZ.mul_(2 / pairs)
 
 
-def _to_targets(samples_RNZ: Tensor, targets_RMZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Mean distance of samples and targets and its gradient, by batched matrix products."""
-    count = samples_RNZ.shape[1] * targets_RMZ.shape[1]
-    squared_RNM = torch.baddbmm(
-        samples_RNZ.square().sum(dim=-1, keepdim=True) + targets_RMZ.square().sum(dim=-1).unsqueeze(1),
-        samples_RNZ,
-        targets_RMZ.transpose(1, 2),
-        alpha=-2,
-    ).clamp_(min=0)
-    distance_RNM, weight_RNM = _power(squared_RNM, beta)
-    gradient_RNZ = torch.baddbmm(weight_RNM.sum(dim=-1, keepdim=True) * samples_RNZ, weight_RNM, targets_RMZ, alpha=-1)
-    return distance_RNM.sum(dim=(1, 2)) / count, gradient_RNZ / count
+def _to_targets(centred_NrZ: Tensor, targets: _Targets, beta: float) -> tuple[Tensor, Tensor]:
+    """Mean distance of samples and targets and its gradient, by matrix products.
+
+    Pairs that lie near to each other are taken by their differences instead, as the products would leave them few
+    digits. There are few: in 128 dimensions, none unless a sample has all but met a target.
+    """
+    lengths_NrM, inner_NrM = targets.products(centred_NrZ)
+    squared_NrM = torch.sub(lengths_NrM, inner_NrM, alpha=2)
+    near = (squared_NrM < _NEAR * lengths_NrM).nonzero(as_tuple=True)
+    distance_NrM, weight_NrM = _power(squared_NrM.clamp_(min=0), beta)
+    sample_Q, patch_Q, target_Q = near
+    difference_QZ = centred_NrZ[sample_Q, patch_Q] - targets.some(patch_Q, target_Q)
+    distance_Q, weight_Q = _power(difference_QZ.square().sum(dim=-1), beta)
+    distance_NrM[near], weight_NrM[near] = distance_Q, 0.0
+    gradient_NrZ = weight_NrM.sum(dim=-1, keepdim=True) * centred_NrZ
+    gradient_NrZ.sub_(targets.weighted(weight_NrM))
+    gradient_NrZ.index_put_((sample_Q, patch_Q), weight_Q.unsqueeze(-1) * difference_QZ, accumulate=True)
+    count = len(centred_NrZ) * distance_NrM.shape[-1]
+    return distance_NrM.sum(dim=(0, 2)) / count, gradient_NrZ.div_(count)

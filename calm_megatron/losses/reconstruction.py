@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,9 +30,11 @@ def clipped_kl(mean_RZ: Tensor, log_std_RZ: Tensor, clamp: float) -> Tensor:
 
 
 def reconstruction_loss(
-    logits_RKV: Tensor, ids_RK: Tensor, mean_RZ: Tensor, log_std_RZ: Tensor, kl_weight: float, kl_clamp: float
+    cross_entropy: Tensor, patch_size: int, mean_RZ: Tensor, log_std_RZ: Tensor, kl_weight: float, kl_clamp: float
 ) -> ReconstructionTerms:
-    """The official loss; padding tokens count, as they do there, since the decoder must give them back too."""
-    cross_entropy = F.cross_entropy(logits_RKV.float().flatten(0, 1), ids_RK.flatten())
+    """The official loss, of the mean cross-entropy of the tokens and the posterior of their patches.
+
+    Padding tokens count, as they do there, since the decoder must give them back too.
+    """
     kl = clipped_kl(mean_RZ.float(), log_std_RZ.float(), kl_clamp)
-    return ReconstructionTerms(ids_RK.shape[1] * cross_entropy + kl_weight * kl, cross_entropy, kl)
+    return ReconstructionTerms(patch_size * cross_entropy + kl_weight * kl, cross_entropy, kl)

@@ -8,7 +8,7 @@ matrix. Parameter names follow the official checkpoint.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from calm_megatron.config.schema import AutoencoderConfig
 from calm_megatron.losses.reconstruction import ReconstructionTerms, reconstruction_loss
+from calm_megatron.losses.vocabulary import linear_argmax, linear_cross_entropy
 from calm_megatron.model.norms import RMSNorm
 from calm_megatron.parallel.random_streams import RandomStreams
 
@@ -73,17 +74,33 @@ class ResidualLayer(nn.Module):
         return output
 
 
-class TiedEmbedding(nn.Embedding):
-    """The one matrix of both ends: rows for ids, or logits for hidden states.
+Use = Literal["rows", "logits", "tokens", "loss"]
+"""What the tied embedding gives."""
 
-    Both uses are calls of this module, so that engines which gather a module's weights when it is called (ZeRO-3)
+
+class TiedEmbedding(nn.Embedding):
+    """The one matrix of both ends: rows for ids; logits, or what is asked of them, for hidden states.
+
+    All uses are calls of this module, so that engines which gather a module's weights when it is called (ZeRO-3)
     see them.
     """
 
-    def forward(self, ids_or_hidden: Tensor, to_logits: bool = False) -> Tensor:
-        """Ids (...) to rows (..., H), or hidden states (..., H) to logits (..., V)."""
-        if to_logits:
+    def forward(self, ids_or_hidden: Tensor, use: Use = "rows", ids_S: Tensor | None = None) -> Tensor:
+        """What was asked for.
+
+        Args:
+            ids_or_hidden: ids (...) for rows (..., H), or hidden states (S, H): for logits (S, V), for the tokens (S,)
+                with the largest ones, or for the mean cross-entropy of given tokens.
+            use: which of these.
+            ids_S: the given tokens.
+        """
+        if use == "logits":
             return F.linear(ids_or_hidden, self.weight)
+        if use == "tokens":
+            return linear_argmax(ids_or_hidden, self.weight)
+        if use == "loss":
+            assert ids_S is not None
+            return linear_cross_entropy(ids_or_hidden, self.weight, ids_S)
         return super().forward(ids_or_hidden)
 
 
@@ -128,12 +145,24 @@ class Decoder(nn.Module):
 
     def forward(self, latent_RZ: Tensor) -> Tensor:
         """Hidden states (R, K, H) of the tokens."""
-        hidden = self.latent_to_hidden(latent_RZ)
-        half = len(self.decoder_layers) // 2
-        for layer in self.decoder_layers[:half]:
-            hidden = layer(hidden)
-        hidden = self.expand_layer(hidden).unflatten(-1, (self.patch_size, -1))
-        for layer in self.decoder_layers[half:]:
+        hidden_RKH = self.expand_layer(self.of_patches(latent_RZ)).unflatten(-1, (self.patch_size, -1))
+        return self._of_expanded(hidden_RKH)
+
+    def of_patches(self, latent_RZ: Tensor) -> Tensor:
+        """The first half: hidden states (R, H) of the patches, of which those of the tokens are made."""
+        hidden_RH: Tensor = self.latent_to_hidden(latent_RZ)
+        for layer in self.decoder_layers[: len(self.decoder_layers) // 2]:
+            hidden_RH = layer(hidden_RH)
+        return hidden_RH
+
+    def of_tokens(self, hidden_RH: Tensor, place: int) -> Tensor:
+        """The second half for one token of each patch, at this place: (R, H) to (R, H)."""
+        weight_KHH = self.expand_layer.weight.unflatten(0, (self.patch_size, -1))
+        bias_KH = self.expand_layer.bias.unflatten(0, (self.patch_size, -1))
+        return self._of_expanded(F.linear(hidden_RH, weight_KHH[place], bias_KH[place]))
+
+    def _of_expanded(self, hidden: Tensor) -> Tensor:
+        for layer in self.decoder_layers[len(self.decoder_layers) // 2 :]:
             hidden = layer(hidden)
         output: Tensor = self.norm(hidden)
         return output
@@ -150,8 +179,19 @@ class Autoencoder(nn.Module):
 
     def logits(self, latent_RZ: Tensor) -> Tensor:
         """Logits (R, K, V) of the tokens of each latent."""
-        output: Tensor = self.encoder.embed_tokens(self.decoder(latent_RZ), to_logits=True)
+        output: Tensor = self.encoder.embed_tokens(self.decoder(latent_RZ), "logits")
         return output
+
+    def cross_entropy(self, latent_RZ: Tensor, ids_RK: Tensor) -> Tensor:
+        """Mean cross-entropy of the tokens, in nats; their logits are never all in memory."""
+        output: Tensor = self.encoder.embed_tokens(self.decoder(latent_RZ).flatten(0, 1), "loss", ids_RK.flatten())
+        return output
+
+    @torch.no_grad()
+    def tokens(self, latent_RZ: Tensor) -> Tensor:
+        """Most probable tokens (R, K) of each latent; their logits are never all in memory."""
+        output: Tensor = self.encoder.embed_tokens(self.decoder(latent_RZ).flatten(0, 1), "tokens")
+        return output.view(-1, self.config.patch_size)
 
     def forward(self, ids_RK: Tensor, noise: AutoencoderNoise) -> ReconstructionTerms:
         """Training loss of R patches. Dropped tokens become id 0, a real token, as in the official code."""
@@ -160,9 +200,15 @@ class Autoencoder(nn.Module):
         mean_RZ, log_std_RZ = self.encoder(kept_RK, self.config.round_embedding_to_bf16)
         latent_RZ = mean_RZ + noise.latent_normal_RZ.to(mean_RZ) * log_std_RZ.exp()
         latent_RZ = latent_RZ * (noise.latent_uniform_RZ >= rate) / (1 - rate)
+        cross_entropy = self.cross_entropy(latent_RZ.to(mean_RZ), ids_RK)
+        config = self.config
         return reconstruction_loss(
-            self.logits(latent_RZ.to(mean_RZ)), ids_RK, mean_RZ, log_std_RZ, self.config.kl_weight, self.config.kl_clamp
+            cross_entropy, config.patch_size, mean_RZ, log_std_RZ, config.kl_weight, config.kl_clamp
         )
+
+
+_CHUNK_PATCHES = 2048
+"""Latents that the frozen decoder takes at once."""
 
 
 class FrozenAutoencoder:
@@ -192,14 +238,29 @@ class FrozenAutoencoder:
     @torch.no_grad()
     def logits(self, latent_RZ: Tensor) -> Tensor:
         """Logits (R, K, V)."""
-        return self._module.logits(latent_RZ.to(self._module.decoder.latent_to_hidden.weight.dtype))
+        return self._module.logits(self._as_weights(latent_RZ))
 
     @torch.no_grad()
     def tokens(self, latent: Tensor) -> Tensor:
-        """Most probable tokens (..., K) of latents (..., Z), in chunks that bound the memory of the logits."""
-        flat_RZ = latent.flatten(0, -2)
-        chunks = [self.logits(chunk).argmax(dim=-1) for chunk in flat_RZ.split(2048)]
-        return torch.cat(chunks).unflatten(0, latent.shape[:-1]) if chunks else flat_RZ.new_empty(0)
+        """Most probable tokens (..., K) of latents (..., Z), in chunks that bound the memory."""
+        chunks = [self._module.tokens(self._as_weights(chunk)) for chunk in latent.flatten(0, -2).split(_CHUNK_PATCHES)]
+        return torch.cat(chunks).view(*latent.shape[:-1], self.config.patch_size)
+
+    @torch.no_grad()
+    def patch_states(self, latent_RZ: Tensor) -> Tensor:
+        """What `tokens_at` begins with: hidden states (R, H) of the patches of these latents."""
+        chunks = [self._module.decoder.of_patches(self._as_weights(chunk)) for chunk in latent_RZ.split(_CHUNK_PATCHES)]
+        return torch.cat(chunks)
+
+    @torch.no_grad()
+    def tokens_at(self, place: int, state_RH: Tensor) -> Tensor:
+        """Most probable tokens (R,) at one place of K, of patches whose states are given."""
+        ids: Tensor = self._module.encoder.embed_tokens(self._module.decoder.of_tokens(state_RH, place), "tokens")
+        return ids
+
+    def _as_weights(self, latent: Tensor) -> Tensor:
+        """In the type of the weights."""
+        return latent.to(self._module.decoder.latent_to_hidden.weight.dtype)
 
     def fingerprint(self) -> str:
         """XXH3 of names and weights, the same for the same autoencoder."""

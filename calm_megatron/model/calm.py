@@ -23,7 +23,7 @@ from calm_megatron.model.backbone import Backbone, transformer_config
 from calm_megatron.model.heads.head import Head, HeadTerms
 from calm_megatron.model.heads.kinds import build_head
 from calm_megatron.model.initialise import initialise
-from calm_megatron.model.noise import Noise, NoiseOfRows
+from calm_megatron.model.noise import LossNoise, NoiseOfRows
 from calm_megatron.model.patch_embedding import PatchEmbedding
 from calm_megatron.model.sharding import Sharding
 from calm_megatron.parallel.tensor_ranks import TensorRanks
@@ -105,7 +105,7 @@ class Calm(Backbone):
     def forward(
         self,
         ids_BT: Tensor,
-        noise: Noise,
+        noise: LossNoise,
         documents_BP: Tensor | None = None,
         kept_BP: Tensor | None = None,
         received: Tensor | None = None,
@@ -121,7 +121,7 @@ class Calm(Backbone):
     def score(
         self,
         ids_BT: Tensor,
-        noise: Noise,
+        noise: LossNoise,
         documents_BP: Tensor | None = None,
         kept_BP: Tensor | None = None,
         received: Tensor | None = None,
@@ -147,7 +147,7 @@ class Calm(Backbone):
             return Scored(sent=result, hidden_RH=hidden_RH)
         return Scored(terms=result, hidden_RH=hidden_RH)
 
-    def draw(self, head: Head, hidden_RH: Tensor, noise: Noise, count: int, steps: int | None = None) -> Tensor:
+    def draw(self, head: Head, hidden_RH: Tensor, noise: LossNoise, count: int, steps: int | None = None) -> Tensor:
         """Samples (count, R, Z) of a whole head of this model; each tensor rank draws those of its share of the rows.
 
         Arguments as of `Head.sample`.

@@ -4,12 +4,13 @@ A head says what it draws, so that nothing between it and the random streams has
 samples of a patch, R the patches of a batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from calm_megatron.losses.energy_score import NoiseBlock
 from calm_megatron.parallel.random_streams import RandomStreams
 
 
@@ -22,6 +23,23 @@ class Noise(Protocol):
 
     def normal(self, purpose: str, count: int, size: int) -> Tensor:
         """N(0, 1) in fp32, (count, R, size)."""
+        ...
+
+
+class LossNoise(Noise, Protocol):
+    """The randomness of a training loss, which may be too much to be there at once."""
+
+    def normal_blocks(self, purpose: str, count: int, size: int, most: int, shared: int) -> Iterator[NoiseBlock]:
+        """N(0, 1) for all R patches in their order, drawn block by block.
+
+        Args:
+            purpose: what for.
+            count: numbered samples of a patch.
+            size: numbers in a sample.
+            most: patches in a block, at most.
+            shared: consecutive patches of a sequence that have the same numbers, a block of any length; 1 gives each
+                its own, those of `normal`.
+        """
         ...
 
 
@@ -49,6 +67,16 @@ class KeyedNoise:
         drawn = self.streams.normal(f"{self.purpose} {purpose}", self.step, self.sequences, shape)
         return drawn.flatten(0, 1).transpose(0, 1)
 
+    def normal_blocks(self, purpose: str, count: int, size: int, most: int, shared: int) -> Iterator[NoiseBlock]:
+        """N(0, 1) in fp32; no block reaches from one sequence into the next, so none depends on the batch."""
+        length = most if shared == 1 else shared
+        lengths = [min(length, self.patches - first) for first in range(0, self.patches, length)]
+        shapes = [(patches if shared == 1 else 1, count, size) for patches in lengths]
+        for sequence in self.sequences:
+            blocks = self.streams.normal_blocks(f"{self.purpose} {purpose}", self.step, sequence, shapes)
+            for patches, noise_rMZ in zip(lengths, blocks, strict=True):
+                yield NoiseBlock(patches, noise_rMZ.transpose(0, 1))
+
 
 @dataclass(frozen=True)
 class GivenNoise:
@@ -66,12 +94,19 @@ class GivenNoise:
 
     normal = uniform
 
+    def normal_blocks(self, purpose: str, count: int, size: int, most: int, shared: int) -> Iterator[NoiseBlock]:
+        """The numbers in pieces; a `ValueError` where they should be shared, as each patch has its own."""
+        if shared != 1:
+            raise ValueError(f"noise '{purpose}' is given for each patch, and cannot be shared by {shared}")
+        for noise in self.normal(purpose, count, size).split(most, dim=1):
+            yield NoiseBlock(noise.shape[1], noise)
+
 
 @dataclass(frozen=True)
 class NoiseOfRows:
     """The noise of some of the rows."""
 
-    whole: Noise
+    whole: LossNoise
     rows: Tensor
     """Their numbers."""
 
@@ -82,3 +117,14 @@ class NoiseOfRows:
     def normal(self, purpose: str, count: int, size: int) -> Tensor:
         """N(0, 1), (count, these rows, size)."""
         return self.whole.normal(purpose, count, size)[:, self.rows]
+
+    def normal_blocks(self, purpose: str, count: int, size: int, most: int, shared: int) -> Iterator[NoiseBlock]:
+        """What these rows have of the blocks of the whole; a `ValueError` unless they are in order."""
+        if (self.rows.diff() <= 0).any():
+            raise ValueError("noise comes in blocks for rows in ascending order only")
+        end = 0
+        for patches, noise_MrZ in self.whole.normal_blocks(purpose, count, size, most, shared):
+            first, end = end, end + patches
+            own = self.rows[(self.rows >= first) & (self.rows < end)] - first
+            if len(own):
+                yield NoiseBlock(len(own), noise_MrZ if noise_MrZ.shape[1] != patches else noise_MrZ[:, own])

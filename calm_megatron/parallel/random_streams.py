@@ -8,7 +8,7 @@ On CPU the streams are numpy's SFC64; on GPU torch's Philox on the device, which
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,23 @@ class RandomStreams:
     def normal(self, purpose: str, step: int, sequence_ids: Sequence[int], shape: Shape) -> Tensor:
         """N(0, 1) fp32 of shape (len(sequence_ids), *shape), one independent stream per sequence."""
         return self._draw(purpose, step, sequence_ids, shape, _cpu_normal, torch.randn)
+
+    def normal_blocks(self, purpose: str, step: int, sequence: int, shapes: Iterable[Shape]) -> Iterator[Tensor]:
+        """The numbers of one sequence's `normal`, block by block, each drawn when it is asked for.
+
+        On CPU the blocks together are the numbers of one draw, wherever they are cut. On GPU each cut gives others.
+        """
+        seed = key(self.seed, purpose, step, sequence)
+        if self.device.type == "cpu":
+            on_cpu = np.random.Generator(np.random.SFC64(seed))
+            for shape in shapes:
+                block = torch.empty(tuple(shape))
+                _cpu_normal(on_cpu, block)
+                yield block
+        else:
+            on_device = torch.Generator(self.device).manual_seed(seed >> 65)
+            for shape in shapes:
+                yield torch.randn(tuple(shape), generator=on_device, device=self.device)
 
     def _draw(
         self,

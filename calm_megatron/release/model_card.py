@@ -102,15 +102,19 @@ def _training(card: Card) -> Iterator[tuple[str, str]]:
         yield "training", f"{_UNKNOWN}: the weights were taken in from another place"
         return
     data = card.run.data
-    prefix = data.data_path or data.train_data_path
+    paths = data.data_path or data.train_data_path
     yield "training steps", f"{progress.step:,}"
     yield "tokens seen", f"{progress.consumed_tokens:,}"
-    yield "training data", _data(Path(prefix)) if prefix else _UNKNOWN
+    if paths:
+        yield "training data", "; ".join(_data(prefix) for prefix in ([paths] if isinstance(paths, str) else paths))
+    else:
+        yield "training data", f"tar shards `{data.train_shards}`" if data.train_shards else _UNKNOWN
     if card.run.checkpoint.pretrained_checkpoint:
         yield "started from the weights of", f"`{card.run.checkpoint.pretrained_checkpoint}`"
 
 
-def _data(prefix: Path) -> str:
+def _data(path: str) -> str:
+    prefix = Path(path)
     try:
         facts = read_facts(prefix)
     except UserError:

@@ -273,7 +273,10 @@ def _reconstruction(module: Any, config: AutoencoderConfig) -> Outputs:
     mean_RZ, log_std_RZ = module.encoder(ids_RK)
     normal_RZ = torch.randn(mean_RZ.shape, generator=torch.Generator().manual_seed(1))
     logits_RKV = module.logits(mean_RZ + normal_RZ * log_std_RZ.exp())
-    terms = reconstruction_loss(logits_RKV, ids_RK, mean_RZ, log_std_RZ, config.kl_weight, config.kl_clamp)
+    cross_entropy = F.cross_entropy(logits_RKV.flatten(0, 1).float(), ids_RK.flatten())
+    terms = reconstruction_loss(
+        cross_entropy, config.patch_size, mean_RZ, log_std_RZ, config.kl_weight, config.kl_clamp
+    )
     return {"latents": mean_RZ, "log std": log_std_RZ, "logits": logits_RKV, "loss": terms.loss}
 
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from calm_megatron.losses import energy_score as module
-from calm_megatron.losses.energy_score import EnergyTerms, energy_score
+from calm_megatron.losses.energy_score import (
+    EnergyTerms,
+    NoiseBlock,
+    chunk_patches,
+    energy_score,
+    energy_score_of_blocks,
+)
 
 BETAS = (0.25, 0.5, 1.0, 1.5, 1.9)
 N, M, R, Z = 6, 20, 5, 7
@@ -128,7 +134,7 @@ def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, mean, log_std, noise = inputs(patches=11)
     results = []
     for chunk in (1000, 4, 1):
-        monkeypatch.setattr(module, "CHUNK_PATCHES", chunk)
+        monkeypatch.setattr(module, "CHUNK_NUMBERS", chunk * M * Z)
         own = samples.clone().requires_grad_()
         score = energy_score(own, mean, log_std, noise).score
         score.sum().backward()
@@ -139,7 +145,7 @@ def test_chunks_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_patches_than_a_chunk_holds() -> None:
-    samples, mean, log_std, noise = inputs(patches=module.CHUNK_PATCHES + 3)
+    samples, mean, log_std, noise = inputs(patches=chunk_patches(N, M, Z) + 3)
     assert (
         relative(energy_score(samples, mean, log_std, noise).score, plain(samples, mean, log_std, noise, 1.0).score)
         < 1e-6
@@ -202,3 +208,75 @@ def test_only_the_samples_get_a_gradient() -> None:
 def test_no_patches_give_no_terms() -> None:
     terms = energy_score(torch.zeros(N, 0, Z), torch.zeros(0, Z), torch.zeros(0, Z), torch.zeros(M, 0, Z))
     assert terms.score.shape == (0,)
+
+
+def demand_plain(ours: Tensor, expected: Tensor, terms: EnergyTerms, reference: EnergyTerms) -> None:
+    """Values within 1e-5 and gradients within 1e-4 of the plain formula in float64."""
+    for mine, theirs in zip(
+        (terms.score, terms.spread, terms.distance),
+        (reference.score, reference.spread, reference.distance),
+        strict=True,
+    ):
+        assert relative(mine.detach(), theirs.detach()) < 1e-5
+    terms.score.sum().backward()
+    reference.score.sum().backward()
+    assert ours.grad is not None and expected.grad is not None
+    assert relative(ours.grad, expected.grad) < 1e-4
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("shared", [False, True])
+def test_vectors_that_all_but_meet_keep_their_digits(beta: float, gap: float, shared: bool) -> None:
+    """Samples near to targets, and to each other, far from the mean that they are centred on.
+
+    With a mean of 0 and a deviation of 1 the targets themselves have no rounding that the gap could drown in.
+    """
+    mean, log_std, noise = torch.zeros(R, Z), torch.zeros(R, Z), torch.randn(M, R, Z)
+    if shared:
+        noise = noise[:, :1].expand(M, R, Z)
+    samples = noise[[0, 0, 1, 1, 2, 3]] + gap * torch.randn(N, R, Z)
+    ours, expected = samples.clone().requires_grad_(), samples.double().requires_grad_()
+    block = NoiseBlock(R, noise[:, :1] if shared else noise)
+    terms = energy_score_of_blocks(ours, mean, log_std, [block], beta)
+    demand_plain(ours, expected, terms, plain(expected, mean, log_std, noise, beta))
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("chunk", [1 << 20, 100])
+def test_noise_that_patches_share_is_the_same_noise_for_each(
+    beta: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", chunk)
+    samples, mean, log_std, _ = inputs(patches=11)
+    blocks = [
+        NoiseBlock(4, torch.randn(M, 1, Z)),
+        NoiseBlock(4, torch.randn(M, 1, Z)),
+        NoiseBlock(3, torch.randn(M, 1, Z)),
+    ]
+    whole = torch.cat([noise.expand(M, patches, Z) for patches, noise in blocks], dim=1)
+    ours, expected = samples.clone().requires_grad_(), samples.double().requires_grad_()
+    terms = energy_score_of_blocks(ours, mean, log_std, blocks, beta)
+    demand_plain(ours, expected, terms, plain(expected, mean, log_std, whole, beta))
+
+
+@pytest.mark.parametrize("patches", [R - 1, R + 1])
+def test_noise_for_other_patches_is_refused(patches: int) -> None:
+    samples, mean, log_std, _ = inputs()
+    with pytest.raises(ValueError, match="does not fit the 5 patches"):
+        energy_score_of_blocks(samples, mean, log_std, [NoiseBlock(patches, torch.randn(M, patches, Z))])
+
+
+def test_shared_noise_has_no_bias() -> None:
+    """Over many draws, each patch's mean score with shared noise is that with its own."""
+    patches, times = 4, 4000
+    samples, mean, log_std = torch.randn(2, patches, 3), torch.randn(patches, 3), torch.zeros(patches, 3)
+    many = [tensor.repeat_interleave(times, dim=-2) for tensor in (samples, mean, log_std)]
+    own = energy_score(*many, torch.randn(2, patches * times, 3)).score.view(patches, times)
+    # All draws of the four patches beside one another: the same noise for the four.
+    noise = torch.randn(2, 1, times, 3).expand(2, patches, times, 3).flatten(1, 2)
+    shared = energy_score(*many, noise).score.view(patches, times)
+    error = ((own.var(dim=1) + shared.var(dim=1)) / times).sqrt()
+    assert ((own.mean(dim=1) - shared.mean(dim=1)).abs() < 5 * error).all()
+    # What sharing costs: the patches err together, so that their mean errs more.
+    assert shared.mean(dim=0).var() > 1.2 * own.mean(dim=0).var()

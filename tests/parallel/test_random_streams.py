@@ -114,3 +114,11 @@ def test_an_initial_weight_depends_on_seed_and_name() -> None:
     assert not torch.equal(weight, initial_normal(2, "a.weight", (20, 30)))
     assert not torch.equal(weight, initial_normal(1, "b.weight", (20, 30)))
     assert float(weight.std()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_blocks_are_the_numbers_of_one_draw_wherever_they_are_cut() -> None:
+    streams = RandomStreams(1, CPU)
+    whole = streams.normal("p", 2, [7], (11, 5, 3))[0]
+    for lengths in ((11,), (4, 4, 3), (1,) * 11):
+        blocks = streams.normal_blocks("p", 2, 7, [(length, 5, 3) for length in lengths])
+        assert torch.equal(torch.cat(list(blocks)), whole)

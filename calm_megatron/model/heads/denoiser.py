@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import CalmConfig, DiffusionHeadConfig, FlowHeadConfig
 from calm_megatron.model.heads.head import LAYER_NORM_EPSILON, Head, HeadTerms, Posterior, Runner, run_at_once
-from calm_megatron.model.noise import Noise
+from calm_megatron.model.noise import LossNoise, Noise
 from calm_megatron.model.norms import LayerNorm
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 
@@ -118,7 +118,9 @@ class DenoisingHead(Head):
         )
         self.settings = head
 
-    def loss(self, state: Tensor, posterior: Posterior, noise: Noise, run: Runner = run_at_once) -> HeadTerms | Tensor:
+    def loss(
+        self, state: Tensor, posterior: Posterior, noise: LossNoise, run: Runner = run_at_once
+    ) -> HeadTerms | Tensor:
         """The mean over N samples, of which each tensor rank has its share; between stages x and y go on."""
         task = None
         if self.input is not None or self.output is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import CalmConfig, EnergyHeadConfig
-from calm_megatron.losses.energy_score import energy_score
+from calm_megatron.losses.energy_score import chunk_patches, energy_score_of_blocks
 from calm_megatron.model.heads.head import (
     LAYER_NORM_EPSILON,
     Head,
@@ -25,7 +25,7 @@ from calm_megatron.model.heads.head import (
     holds_all,
     run_at_once,
 )
-from calm_megatron.model.noise import Noise
+from calm_megatron.model.noise import LossNoise, Noise
 from calm_megatron.model.norms import LayerNorm
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 
@@ -56,7 +56,8 @@ class ConditionedLinear(nn.Module):
     def forward(self, x_NRH: Tensor, y_RH: Tensor) -> Tensor:
         """(N, R, H), the sum of both halves."""
         weight_x, weight_y = self.weight.chunk(2, dim=1)
-        return F.linear(x_NRH, weight_x) + F.linear(y_RH, weight_y, self.bias)
+        # In place, as the sum needs no tensor of its own.
+        return F.linear(x_NRH, weight_x).add_(F.linear(y_RH, weight_y, self.bias))
 
 
 class HeadBlock(nn.Module):
@@ -113,7 +114,9 @@ class EnergyHead(Head):
         )
         self.settings = head
 
-    def loss(self, state: Tensor, posterior: Posterior, noise: Noise, run: Runner = run_at_once) -> HeadTerms | Tensor:
+    def loss(
+        self, state: Tensor, posterior: Posterior, noise: LossNoise, run: Runner = run_at_once
+    ) -> HeadTerms | Tensor:
         """The negative energy score of N samples against M of the posterior; between stages x and y go on."""
         own_noise_NRn = None
         if self.input is not None:
@@ -124,8 +127,9 @@ class EnergyHead(Head):
             return latents
         samples_NRZ = self.ranks.gather_samples(latents)
         mean_RZ, log_std_RZ = posterior()
-        target_noise_MRZ = noise.normal("target", self.settings.num_target_samples, self.config.latent_size)
-        terms = energy_score(samples_NRZ, mean_RZ, log_std_RZ, target_noise_MRZ, self.settings.beta)
+        N, M, Z = len(samples_NRZ), self.settings.num_target_samples, self.config.latent_size
+        target_noise = noise.normal_blocks("target", M, Z, chunk_patches(N, M, Z), self.settings.shared_noise_patches)
+        terms = energy_score_of_blocks(samples_NRZ, mean_RZ, log_std_RZ, target_noise, self.settings.beta)
         parts = dict(zip(self.part_names, (terms.spread, terms.distance), strict=True))
         return HeadTerms(-terms.score, parts, samples_NRZ)
 

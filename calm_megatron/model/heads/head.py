@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from calm_megatron.config.schema import CalmConfig
-from calm_megatron.model.noise import Noise
+from calm_megatron.model.noise import LossNoise, Noise
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 
 LAYER_NORM_EPSILON = 1e-6
@@ -74,7 +74,9 @@ class Head(nn.Module, ABC):
         return self.input is not None or len(self.blocks) > 0 or self.output is not None
 
     @abstractmethod
-    def loss(self, state: Tensor, posterior: Posterior, noise: Noise, run: Runner = run_at_once) -> HeadTerms | Tensor:
+    def loss(
+        self, state: Tensor, posterior: Posterior, noise: LossNoise, run: Runner = run_at_once
+    ) -> HeadTerms | Tensor:
         """Training loss of R patches. Tensor ranks share the samples, each with its copy of the head.
 
         Args:
