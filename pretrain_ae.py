@@ -14,12 +14,13 @@ def main() -> int:
     config = command.config
     if not isinstance(config.model, AutoencoderConfig):
         raise command_line.wrong_type(config, "autoencoder", "pretrain_calm.py")
-    # Imported here because torch and the engines take seconds, which a wrong config should not cost.
     if command.dry_run is not None:
+        # Imported here because torch and the engines take seconds, which a wrong config should not cost.
         from calm_megatron.train.dry_run import dry_run_text
 
         print(dry_run_text(config, command.dry_run))
         return 0
+    # Imported here for the same reason.
     from calm_megatron.train import loop
     from calm_megatron.train.tasks import build_task
 

@@ -13,6 +13,7 @@ from calm_megatron.config.docs import with_tables
 from calm_megatron.config.files import load_run, setting_names, to_yaml
 from calm_megatron.config.schema import BackboneConfig, RunConfig
 from calm_megatron.data.sampler import BatchSchedule
+from calm_megatron.plan.report import read_for_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -70,8 +71,12 @@ def options(program: Path) -> set[str]:
     """The options that a program's source, or the module it shares them with, hands to argparse."""
     source = program.read_text(encoding="utf-8")
     trees = [ast.parse(source)]
-    if "add_corpus_arguments" in source:
-        trees.append(ast.parse((ROOT / "calm_megatron" / "data" / "arguments.py").read_text(encoding="utf-8")))
+    shared = {"add_corpus_arguments": "data/arguments.py", "command_line.parse": "train/command_line.py"}
+    trees += [
+        ast.parse((ROOT / "calm_megatron" / path).read_text(encoding="utf-8"))
+        for name, path in shared.items()
+        if name in source
+    ]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     named = [call.args[0] for call in calls if call.args and isinstance(call.args[0], ast.Constant)]
     return {str(name.value) for name in named if str(name.value).startswith("--")}
@@ -135,10 +140,15 @@ def test_runs_that_are_shown_are_accepted(page: Path) -> None:
     for words in commands(page):
         place = next((place for place, word in enumerate(words) if word.startswith("pretrain_")), None)
         if place is not None and "=" in " ".join(words):
-            files = [word for word in words[place + 1 :] if "=" not in word]
-            config = load_run([ROOT / file for file in files], [word for word in words[place + 1 :] if "=" in word])
+            dry = words.index("--dry-run") if "--dry-run" in words else None
+            given = words[place + 1 :] if dry is None else words[place + 1 : dry] + words[dry + 2 :]
+            files = [ROOT / word for word in given if "=" not in word]
+            config = (load_run if dry is None else read_for_plan)(files, [word for word in given if "=" in word])
             ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
-            BatchSchedule(config.train.global_batch_size, None, config.train.micro_batch_size, ranks)
+            ranks = ranks if dry is None else int(words[dry + 1])
+            layout = config.parallel
+            data_ranks = ranks // (layout.tensor_model_parallel_size * layout.pipeline_model_parallel_size)
+            BatchSchedule(config.train.global_batch_size, None, config.train.micro_batch_size, max(1, data_ranks))
             assert words[place] == (
                 "pretrain_calm.py" if isinstance(config.model, BackboneConfig) else "pretrain_ae.py"
             )
