@@ -11,7 +11,6 @@ from calm_megatron.config.errors import run_command_line
 from calm_megatron.data.arguments import add_corpus_arguments, open_reader
 from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.meaning import demand_one_meaning
-from calm_megatron.data.tar_shards import corpus_documents, make_shards, text_documents
 from calm_megatron.data.tokenizer import Tokenizer
 
 
@@ -39,6 +38,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Write shards."""
     arguments = parse_arguments()
+    # Imported here because webdataset imports torch, which `--help` need not wait for.
+    from calm_megatron.data.tar_shards import corpus_documents, make_shards, text_documents
+
     if arguments.input is not None:
         tokenizer = Tokenizer.load(arguments.tokenizer)
         documents, meaning = text_documents(open_reader(arguments), tokenizer), tokenizer.meaning
