@@ -50,7 +50,7 @@ class Loop:
         self._batches = batches(parts.data.train, parts.schedule, self.progress.consumed_samples, parts.grid.data_rank)
         telemetry.event("model", f"{self.engine.parameters:,} parameters", **parts.machine())
         if parts.started_from is not None:
-            telemetry.event("start", f"the weights are those of {parts.started_from}")
+            telemetry.event("weights", f"the first are those of {parts.started_from}")
         for message in parts.damaged:
             telemetry.event("damage", message)
 
