@@ -33,7 +33,6 @@ from calm_megatron.config.schema import (
     RunSection,
     TrainConfig,
 )
-from calm_megatron.data.tokenizer import tokenizer_fingerprint
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.official import AUTOENCODER_PREFIX
 from calm_megatron.release.places import copy_tokenizer, new_folder
@@ -94,18 +93,15 @@ def import_official(source: Path, target: Path, autoencoder: Path | None = None,
     runs = {state: _run_config(model, state, final) for state in _states(model)}
     demand_sound(model, meter)
     with new_folder(target) as aside:
-        fingerprints = {}
-        if (
-            copy_tokenizer(model.files.folder, aside / "tokenizer")
-            and (aside / "tokenizer" / "tokenizer.json").is_file()
-        ):
-            fingerprints["tokenizer"] = tokenizer_fingerprint(aside / "tokenizer")
+        # No fingerprint of the tokenizer: whoever saves its file puts the same in other words.
+        fingerprints: dict[str, str] = {}
+        copy_tokenizer(model.files.folder, aside / "tokenizer")
         inner = None
         if model.autoencoder is not None:
             inner = aside / _AUTOENCODER
             copy_tokenizer(model.files.folder, inner / "tokenizer")
-            _write(inner, model.autoencoder, runs[model.autoencoder], _origin_of_inner(model), fingerprints, meter)
-            fingerprints = fingerprints | {"autoencoder": FrozenAutoencoder(load_autoencoder(inner)).fingerprint()}
+            _write(inner, model.autoencoder, runs[model.autoencoder], _origin_of_inner(model), {}, meter)
+            fingerprints["autoencoder"] = FrozenAutoencoder(load_autoencoder(inner)).fingerprint()
         _write(aside, model.state, runs[model.state], _origin(model), fingerprints, meter)
         found = compare_outputs(Ours.of(aside), None if inner is None else Ours.of(inner), model, meter)
         demand_equal(found, str(source))

@@ -29,26 +29,18 @@ class AutoencoderConfig(PretrainedConfig):
     model_type = "calm_autoencoder"
 
     def __init__(self, **fields):
-        super().__init__(**fields)
-        keep(self, fields)
-
-
-class CalmConfig(PretrainedConfig):
-    """CALM's; its field `ae_config` holds those of the autoencoder."""
-
-    model_type = "calm"
-
-    def __init__(self, **fields):
         fields.pop("rope_scaling", None)  # always null, and newer releases warn of it
         super().__init__(**fields)
-        keep(self, fields)
+        # Some releases take these for settings of theirs, and move or drop them.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "rope_theta"):
+            if name in fields:
+                setattr(self, name, fields[name])
 
 
-def keep(config, fields):
-    """Set what some releases of transformers take for settings of theirs, and move or drop."""
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "rope_theta"):
-        if name in fields:
-            setattr(config, name, fields[name])
+class CalmConfig(AutoencoderConfig):
+    """CALM's fields; `ae_config` holds those of the autoencoder."""
+
+    model_type = "calm"
 
 
 class RMSNorm(nn.Module):
@@ -156,15 +148,7 @@ class CalmBase(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = (r"decoder\.lm_head_weight", r"^generative_head\.(?!net\.)")
 
     def _init_weights(self, module):
-        """Of a new model; a loaded one keeps nothing of it."""
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            module.weight.data.normal_(std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                module.bias.data.zero_()
-        elif getattr(module, "weight", None) is not None:
-            module.weight.data.fill_(1.0)
-            if getattr(module, "bias", None) is not None:
-                module.bias.data.zero_()
+        """Nothing: it is there to be loaded, and training is done elsewhere."""
 
 
 class Autoencoder(CalmBase):

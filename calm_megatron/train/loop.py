@@ -63,7 +63,7 @@ class Loop:
         )
         telemetry.event("model", f"{self.engine.parameters:,} parameters", **parts.machine())
         if parts.started_from is not None:
-            telemetry.event("start", f"the weights are those of {parts.started_from}")
+            telemetry.event("weights", f"the first are those of {parts.started_from}")
         for message in parts.damaged:
             telemetry.event("damage", message)
         if parts.ranks:

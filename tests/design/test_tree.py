@@ -7,6 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LONGEST_FILE = 450
+ONE_FILE = "calm_megatron/release/modeling_calm.py"
+"""Travels alone, so it holds a whole model."""
 PROMISES = re.compile("|".join(rf"\b{word}\b" for word in ("TO" + "DO", "FIX" + "ME", "X" + "XX")))
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:work|farm|root|home|tmp)/\w|\.\./" + "shared")
 """Places that exist on one machine only. A path within a URL or another folder does not count."""
@@ -41,7 +43,7 @@ def places(pattern: re.Pattern[str], tracked: list[Path]) -> list[str]:
 
 def test_files_are_of_one_thought(tracked: list[Path]) -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in python_files(tracked)}
-    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE and name != ONE_FILE} == {}
 
 
 def test_modules_say_what_they_are_for(tracked: list[Path]) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from calm_megatron.checkpoint.load import find_checkpoint, saved_config, saved_state, whole_weights
+from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.warm_start import open_weights
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import CalmConfig
 from calm_megatron.release.exporting import ExportRequest, export_official
 from calm_megatron.release.importing import import_official
 from calm_megatron.telemetry.run_log import read_log
@@ -91,8 +91,8 @@ def test_a_run_starts_with_the_weights_and_nothing_else(runs: Path, name: str, s
     for weight, value in ours.items():
         assert torch.equal(found.whole("weight", weight), value), weight
         assert not found.whole("exp_avg", weight).any() and not found.whole("exp_avg_sq", weight).any()
-    events = [event.message for event in read_log(runs / started / "log.jsonl").events if event.kind == "start"]
-    assert len(events) == 1 and events[0].startswith("the weights are those of ")
+    events = [event.message for event in read_log(runs / started / "log.jsonl").events if event.kind == "weights"]
+    assert len(events) == 1 and events[0].startswith("the first are those of ")
 
 
 @pytest.mark.parametrize(("name", "started"), CASES)
@@ -116,7 +116,7 @@ def test_a_run_that_has_a_checkpoint_goes_on_from_it(runs: Path, small_corpus: P
     done = program(ROOT / "pretrain_calm.py", runs / "goes_on.yaml", *overrides)
     assert done.returncode == 0, done.stderr
     kinds = [event.kind for event in read_log(runs / "calm_on" / "log.jsonl").events]
-    assert kinds.count("start") == 1 and kinds.count("resume") == 1
+    assert kinds.count("weights") == 1 and kinds.count("resume") == 1
 
 
 def test_no_run_goes_on_from_weights_alone(runs: Path, small_corpus: Path, program: Program) -> None:
@@ -147,13 +147,15 @@ def test_weights_of_another_model_are_refused(runs: Path, change: dict[str, obje
 
 def test_weights_of_another_autoencoder_or_tokenizer_are_refused(runs: Path) -> None:
     model = saved_config(runs / "calm").model
-    assert isinstance(model, CalmConfig)
+    same = Manifest.load(find_checkpoint(runs / "calm")).fingerprints
     for place in ("calm", "calm_official", "calm_imported"):
+        assert open_weights(runs / place, model, same)
+        other = {**same, "autoencoder": "0"}
         with pytest.raises(UserError, match="trained with another autoencoder"):
-            open_weights(runs / place, model, {"autoencoder": "0"})
-        assert open_weights(runs / place, model, {"autoencoder": "0"}, accept_changed_sources=True)
+            open_weights(runs / place, model, other)
+        assert open_weights(runs / place, model, other, accept_changed_sources=True)
     with pytest.raises(UserError, match="trained with another tokenizer"):
-        open_weights(runs / "calm", model, {"tokenizer": "0"})
+        open_weights(runs / "calm", model, {**same, "tokenizer": "0"})
 
 
 @pytest.mark.slow
