@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["finished", "stopped", "mistake", "crashed"]
+Kind = Literal["finished", "stopped", "ended", "mistake", "crashed"]
+"""`stopped` by a signal of its own, `ended` together with its job."""
 _CHECKPOINT = re.compile(r"step_(\d{8,})")
 
 
@@ -98,7 +99,7 @@ class Story:
         for attempt, outcome in reversed(self.past()):
             if attempt.launch != self._launch or (outcome is not None and outcome.step > attempt.step):
                 break
-            if outcome is not None:
+            if outcome is not None and outcome.kind != "ended":
                 idle.append(outcome)
         return idle[::-1]
 

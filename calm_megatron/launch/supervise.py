@@ -66,10 +66,10 @@ class Supervisor:
             print(f"{outcome.kind} at step {outcome.step}: {outcome.reason}", file=sys.stderr, flush=True)
             if outcome.kind == "finished":
                 return 0
+            if outcome.kind == "ended":
+                return REQUEUE
             if outcome.kind == "mistake":
                 return MISTAKE
-            if self._ended_by is not None:
-                return REQUEUE
             idle = self.story.without_progress()
             if len(idle) >= self.max_idle:
                 raise GivenUp(idle, self.run)
@@ -90,6 +90,9 @@ class Supervisor:
         code = self._child.wait()
         words = [Word.read(path) for path in sorted(folder.glob("*.json"))]
         outcome = judge(words, self.nodes, code if code >= 0 else 128 - code, newest_step(self.run))
+        if self._ended_by is not None and outcome.kind != "finished":
+            reason = f"{signal.Signals(self._ended_by).name} ended the job"
+            outcome = Outcome("ended", outcome.code, reason, step=outcome.step)
         self.story.end(outcome)
         return outcome
 

@@ -70,19 +70,21 @@ def test_some_ends_are_not_tried_again(tmp_path: Path, code: int, ends_with: int
     assert kinds(tmp_path) == ["mistake" if code == 2 else "stopped"]
 
 
-def test_a_signal_reaches_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "kind"), [(signal.SIGUSR1, "stopped"), (signal.SIGTERM, "ended")])
+def test_a_signal_reaches_the_command(tmp_path: Path, sent: signal.Signals, kind: str) -> None:
     program = """
 import signal, time
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+for number in (signal.SIGUSR1, signal.SIGTERM): signal.signal(number, lambda *_: sys.exit(75))
 run.mkdir()
 time.sleep(60)
 """
     process = supervise(tmp_path, program)
     while not (tmp_path / "checkpoints").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(sent)
     process.communicate(timeout=60)
     assert process.returncode == 75
+    assert kinds(tmp_path) == [kind]
 
 
 def test_the_supervisor_needs_python_alone(tmp_path: Path) -> None:
@@ -97,6 +99,9 @@ def test_an_attempt_that_went_with_its_job_is_no_failure(tmp_path: Path) -> None
     story = Story(tmp_path, "job 1")
     assert story.without_progress() == []
     assert sum("ended from outside" in e.message for e in read_log(tmp_path / "log.jsonl").events) == 3
+    story.end(Outcome("ended", 143, "SIGTERM ended the job"))
+    assert story.without_progress() == []
+    story.begin(("a",))
     story.end(Outcome("crashed", 1, "x", "a", 0))
     story.begin(("a",))
     assert [outcome.kind for outcome in story.without_progress()] == ["crashed"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from calm_megatron.config.errors import UserError
 from calm_megatron.parallel import checkup
 from calm_megatron.parallel import grid as parallel
+from calm_megatron.train.stragglers import OwnTime, report
 
 
 def again_and_again(matrix: Tensor) -> Tensor:
@@ -47,6 +49,11 @@ def main(folder: Path) -> None:
         except UserError as error:
             refused = error.what
         said[name] = {"refused": refused, "remarks": checkup.remarks(everyone), "table": checkup.as_table(everyone)}
+    own = OwnTime(grid.device)
+    with own.measured():
+        time.sleep(3.0 if sick else 0.5)
+    values, late = report(own.take(), 2, grid)
+    said["late"] = {"values": values, "late": late}
     (folder / f"{grid.rank}.json").write_text(json.dumps(said))
     parallel.stop()
 

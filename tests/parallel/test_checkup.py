@@ -23,6 +23,9 @@ def test_a_sick_rank_is_named(tmp_path: Path, program: Callable[..., subprocess.
     for name in ("wrong sum", "wrong product"):
         assert first[name]["refused"].startswith("products or sums come out wrong on rank 1 ("), name
         assert "rank 0" not in first[name]["refused"]
+    (late,) = first["late"]["late"]
+    assert late.startswith("rank 1 (") and "as long as the median of its stage" in late
+    assert first["late"]["values"]["ranks/forward_seconds_slowest"] >= 1.5
 
 
 WELL = Found(0, "a", {"torch": "2"}, 100.0, 8.0, None, 50.0, 0.01, 0.001, True, True)
