@@ -14,6 +14,8 @@ class Cost:
     """Of one call."""
 
     cpu_seconds: float
+    whole_cpu_seconds: float
+    """With the start of the process, imports and preparation."""
     wall_seconds: float
     grown_mib: float
     """Peak resident memory of the process less what it had before; children not counted."""
@@ -45,7 +47,7 @@ def _send_cost(sender: Connection, prepare: Callable[[], Callable[[], object]]) 
     kept = function()
     wall = time.perf_counter() - start
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    sender.send(Cost(_cpu_seconds() - cpu, wall, _peak_mib() - before, children))
+    sender.send(Cost(_cpu_seconds() - cpu, _cpu_seconds(), wall, _peak_mib() - before, children))
     del kept
 
 

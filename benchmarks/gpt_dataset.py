@@ -68,8 +68,14 @@ def ours(prefix: Path) -> PatchedDataset:
     )
 
 
-def megatrons(prefix: Path, samples: int) -> Any:
-    """Megatron's samples of all documents, shuffled; the index is built here."""
+def megatrons(prefix: Path, samples: int, apart: bool = False) -> Any:
+    """Megatron's samples of all documents, shuffled; the index is built here.
+
+    Args:
+        prefix: of the data set.
+        samples: how many.
+        apart: say of each token which document it is of, as ours do, by positions that begin again.
+    """
     # Imported here: it takes seconds, which the other side need not wait for.
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -79,6 +85,7 @@ def megatrons(prefix: Path, samples: int) -> Any:
         """What the data set asks a tokenizer for."""
 
         eod, pad, vocab_size = _EOD, _PAD, _VOCABULARY
+        unique_identifiers = "numbers"
 
     config = GPTDatasetConfig(
         random_seed=1,
@@ -86,8 +93,8 @@ def megatrons(prefix: Path, samples: int) -> Any:
         split="1",
         blend=([str(prefix)], None),
         tokenizer=Tokenizer(),
-        reset_position_ids=False,
-        reset_attention_mask=False,
+        reset_position_ids=apart,
+        reset_attention_mask=apart,
         eod_mask_loss=False,
         create_attention_mask=False,
     )

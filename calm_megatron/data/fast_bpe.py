@@ -34,23 +34,24 @@ class FastBpe:
     """Texts to ids by tiktoken."""
 
     _encoding: tiktoken.Encoding
-    _ids: NDArray[np.int32]
-    """Vocabulary id of each of tiktoken's ranks."""
+    _ids: NDArray[np.int32] | None
+    """Vocabulary id of each of tiktoken's ranks; none where they are the same."""
     _sizes: NDArray[np.int32]
     """Bytes of each rank."""
 
     def encode(self, text: str) -> NDArray[np.int32] | None:
         """Ids of a text; none where tiktoken gives up or leaves something out, so that the other path takes over."""
         try:
-            ranks = np.array(self._encoding.encode_ordinary(text), dtype=np.int32)
+            found = self._encoding.encode_ordinary(text)
         except BaseException as error:
             # Rust's panic is no Exception; its regular expressions give up on very long stretches of white space.
             if type(error).__name__ != "PanicException":
                 raise
             return None
+        ranks = np.fromiter(found, dtype=np.int32, count=len(found))
         if int(self._sizes[ranks].sum()) != len(text.encode()):
             return None
-        return self._ids[ranks]
+        return ranks if self._ids is None else self._ids[ranks]
 
 
 def make_fast_bpe(file: Path) -> FastBpe | None:
@@ -67,11 +68,9 @@ def make_fast_bpe(file: Path) -> FastBpe | None:
     encoding = tiktoken.Encoding(file.parent.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     characters = {byte: character for character, byte in byte_characters().items()}
     names = ["".join(characters[byte] for byte in token) for token in ranks]
-    return FastBpe(
-        encoding,
-        np.array([model["vocab"][name] for name in names], dtype=np.int32),
-        np.array([len(token) for token in ranks], dtype=np.int32),
-    )
+    ids = np.array([model["vocab"][name] for name in names], dtype=np.int32)
+    same = np.array_equal(ids, np.arange(len(ids)))
+    return FastBpe(encoding, None if same else ids, np.array([len(token) for token in ranks], dtype=np.int32))
 
 
 def _pattern(definition: dict[str, Any]) -> str | None:

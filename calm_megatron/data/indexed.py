@@ -201,6 +201,12 @@ class IndexedCorpus:
         first = int(self._offsets_D[number]) // self._itemsize
         return self._ids[first : first + int(self.lengths_D[number])]
 
+    def documents(self, numbers: NDArray[np.int64]) -> list[NDArray[np.integer[Any]]]:
+        """Ids of several documents: views of the mapped file."""
+        firsts = self._offsets_D[numbers] // self._itemsize
+        ends = firsts + self.lengths_D[numbers]
+        return [self._ids[first:end] for first, end in zip(firsts.tolist(), ends.tolist(), strict=True)]
+
     def read(self, document: int, start: int, stop: int) -> NDArray[np.integer[Any]]:
         """Ids `start` to `stop` of a document: a view of the mapped file."""
         first = int(self._offsets_D[document]) // self._itemsize

@@ -27,12 +27,12 @@ from calm_megatron.config.errors import UserError
 from calm_megatron.data.corpus_facts import bin_file
 from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.meaning import Meaning
-from calm_megatron.data.permutation import KeyedOrder, permutation
+from calm_megatron.data.permutation import KeyedOrder, permutation, shuffled
 from calm_megatron.data.sequences import PatchedSequence, check_lengths, cut_out, filled
 
 GROUP_DOCUMENTS = 256
 _DOCUMENT_ORDER, _SEQUENCE_ORDER, _GROUP_ORDER = 0, 1, 2
-_GROUPS_KEPT = 64
+_GROUPS_KEPT = 4096
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class _Epoch:
     """Group at each place of the stream."""
     starts_G1: NDArray[np.int64]
     """Where in the stream, in tokens with fill, the group at each place begins; then the length of the stream."""
+    key: int
+    """Of the order of the documents within the groups."""
     sequences: KeyedOrder | range
     """Place in the stream, in sequences, of each sample of the epoch."""
 
@@ -91,6 +93,7 @@ class PatchedDataset:
         self.patch_size = patch_size
         self.seq_length = seq_length
         self.corpus = corpus
+        self._pad_id, self._vocab_size = corpus.facts.pad_id, corpus.facts.vocab_size
         self._documents_D = documents
         self._count = len(corpus.lengths_D) if documents is None else len(documents)
         self._groups = -(-self._count // GROUP_DOCUMENTS)
@@ -148,28 +151,31 @@ class PatchedDataset:
     def _epoch_of(self, number: int) -> _Epoch:
         if self._epoch is None or self._epoch.number != number:
             sequences: KeyedOrder | range = range(self.sequences_per_epoch)
-            order = np.arange(self._groups)
+            order, key = np.arange(self._groups), 0
             if self._seed is not None:
+                state = np.random.SeedSequence(self._seed, spawn_key=(_DOCUMENT_ORDER, number))
+                key = int(state.generate_state(1, np.uint64)[0])
                 order = permutation(self._groups, self._seed, _GROUP_ORDER, number)
                 sequences = KeyedOrder(self.sequences_per_epoch, self._seed, _SEQUENCE_ORDER, number)
             starts = np.zeros(self._groups + 1, dtype=np.int64)
             np.cumsum(self._filled_G[order], out=starts[1:])
-            self._epoch = _Epoch(number, order, starts, sequences)
+            self._epoch = _Epoch(number, order, starts, key, sequences)
         return self._epoch
 
     def _group_at(self, epoch: _Epoch, place: int) -> _Group:
         key = (epoch.number, place)
-        if key in self._laid_out:
-            self._laid_out.move_to_end(key)
-            return self._laid_out[key]
-        group = int(epoch.order_G[place])
-        order = self._members(group)
+        found = self._laid_out.get(key)
+        if found is not None:
+            return found
+        order = self._members(int(epoch.order_G[place]))
         if self._seed is not None:
-            order = order[permutation(len(order), self._seed, _DOCUMENT_ORDER, epoch.number, group)]
-        starts = np.full(len(order) + 1, epoch.starts_G1[place])
-        starts[1:] += np.cumsum(filled(self.corpus.lengths_D[order], self._unit))
+            order = shuffled(order, epoch.key)
+        starts = np.empty(len(order) + 1, dtype=np.int64)
+        starts[0] = epoch.starts_G1[place]
+        np.cumsum(filled(self.corpus.lengths_D[order], self._unit), out=starts[1:])
+        starts[1:] += starts[0]
         if len(self._laid_out) >= _GROUPS_KEPT:
-            self._laid_out.popitem(last=False)
+            self._laid_out.popitem(last=False)  # The oldest: sequences are taken in a random order, so any would do.
         self._laid_out[key] = laid_out = _Group(order, starts)
         return laid_out
 
@@ -188,12 +194,11 @@ class PatchedDataset:
         number, place = divmod(index, self.sequences_per_epoch)
         epoch = self._epoch_of(number)
         start = int(epoch.sequences[place]) * self.seq_length
-        sequence = cut_out(
-            self._reaching_into(epoch, start), start, self.seq_length, self.patch_size, self.meaning.pad_id
-        )
-        if int(sequence.ids_T.max()) >= self.meaning.vocab_size:
+        reaching = self._reaching_into(epoch, start)
+        sequence = cut_out(reaching, start, self.seq_length, self.patch_size, self._pad_id)
+        if (largest := int(sequence.ids_T.max())) >= self._vocab_size:
             raise UserError(
-                f"id {int(sequence.ids_T.max())} is outside of the vocabulary of {self.meaning.vocab_size:,}",
+                f"id {largest} is outside of the vocabulary of {self._vocab_size:,}",
                 str(bin_file(self.corpus.prefix)),
                 "check the data set with tools/inspect_data.py --verify; make it again or copy it again",
             )
@@ -201,13 +206,14 @@ class PatchedDataset:
 
     def _reaching_into(self, epoch: _Epoch, start: int) -> list[tuple[int, NDArray[np.integer]]]:
         """The documents that reach into the sequence at `start`, each with its place in the stream."""
-        stop, found = start + self.seq_length, list[tuple[int, NDArray[np.integer]]]()
-        place = int(np.searchsorted(epoch.starts_G1, start, side="right")) - 1
+        stop = start + self.seq_length
+        found: list[tuple[int, NDArray[np.integer]]] = []
+        place = int(epoch.starts_G1.searchsorted(start, side="right")) - 1
         while place < self._groups and epoch.starts_G1[place] < stop:
             group = self._group_at(epoch, place)
-            first = max(0, int(np.searchsorted(group.starts, start, side="right")) - 1)
-            last = int(np.searchsorted(group.starts[:-1], stop, side="left"))
-            starts, order = group.starts[first:last].tolist(), group.order[first:last].tolist()
-            found += zip(starts, map(self.corpus.document, order), strict=True)
+            first = max(0, int(group.starts.searchsorted(start, side="right")) - 1)
+            last = min(len(group.order), int(group.starts.searchsorted(stop, side="left")))
+            documents = self.corpus.documents(group.order[first:last])
+            found += zip(group.starts[first:last].tolist(), documents, strict=True)
             place += 1
         return found

@@ -26,6 +26,17 @@ def permutation(count: int, seed: int, *key: int) -> NDArray[np.int64]:
     return np.argsort(raw, kind="stable").astype(np.int64)
 
 
+def shuffled(numbers: NDArray[np.int64], key: int) -> NDArray[np.int64]:
+    """The numbers in an order that follows from them and the key; for a few, and much quicker than `permutation`.
+
+    They are sorted by 64 bits that depend on all of the number's and the key's (SplitMix64, as in `KeyedOrder`).
+    """
+    bits = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    bits = (bits ^ bits >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ bits >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return numbers[(bits ^ bits >> np.uint64(31)).argsort(kind="stable")]
+
+
 def _mixed(number: int) -> int:
     """64 bits that all depend on all of the number's (the finaliser of SplitMix64, Steele et al. 2014)."""
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS

@@ -91,12 +91,15 @@ def cut_out(
         pad_id: fills what no document covers.
     """
     ids_T = np.full(seq_length, pad_id, dtype=np.int64)
+    begins_P = np.zeros(seq_length // patch_size, dtype=np.int32)
     for place, ids in documents:
         offset = place - start
-        begin, end = max(0, -offset), min(len(ids), seq_length - offset)
-        if begin < end:
-            ids_T[offset + begin : offset + end] = ids[begin:end]
-    firsts_P = np.arange(start, start + seq_length, patch_size)
-    places_P = np.searchsorted(np.array([place for place, _ in documents]), firsts_P, side="right")
-    # Without alignment a short document may hold no patch's first token; numbers stay consecutive all the same.
-    return PatchedSequence(ids_T, np.cumsum(np.diff(places_P, prepend=places_P[0]) > 0, dtype=np.int32))
+        if offset >= 0:
+            ids_T[offset : offset + len(ids)] = ids[: seq_length - offset]
+            # The first patch whose first token is not of the document before. Without alignment a short document may
+            # have none of its own; numbers stay consecutive all the same.
+            begins_P[-(-offset // patch_size) : -(-offset // patch_size) + 1] = 1
+        else:
+            ids_T[: len(ids) + offset] = ids[-offset : seq_length - offset]
+    begins_P[0] = 0
+    return PatchedSequence(ids_T, begins_P.cumsum(dtype=np.int32))

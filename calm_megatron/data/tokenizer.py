@@ -206,10 +206,11 @@ class Tokenizer:
                     done = []
 
     def _encode_fast(self, fast: FastBpe, text: str) -> NDArray[np.int32]:
-        ids = [fast.encode(piece) for piece in split_text(text)]
-        if any(part is None for part in ids):
+        encoded = [fast.encode(piece) for piece in split_text(text)]
+        ids = [part for part in encoded if part is not None]
+        if len(ids) < len(encoded):
             return next(self.without_fast_path().encode_documents([text]))
-        return np.concatenate([part for part in ids if part is not None])
+        return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
     def decode(self, ids: Iterable[int], *, drop_eod_and_pad: bool = False) -> str:
         """Text of the ids; special tokens show as their names unless the end-of-document and pad ids are dropped."""

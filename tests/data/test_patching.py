@@ -6,7 +6,7 @@ import pytest
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.patching import GROUP_DOCUMENTS, PatchedDataset
-from calm_megatron.data.permutation import KeyedOrder, permutation
+from calm_megatron.data.permutation import KeyedOrder, permutation, shuffled
 from calm_megatron.data.sequences import check_lengths
 
 
@@ -86,16 +86,24 @@ def test_documents_come_whole_and_shuffled(corpus: IndexedCorpus, documents: lis
     count = len(documents) - 3
     groups = -(-count // GROUP_DOCUMENTS)
     assert groups > 2
-    order = []
-    for group in permutation(groups, 1, 2, 2):
-        members = np.arange(3, len(documents))[group::groups]
-        order += members[permutation(len(members), 1, 0, 2, group)].tolist()
+    key = int(np.random.SeedSequence(1, spawn_key=(0, 2)).generate_state(1, np.uint64)[0])
+    members = [np.arange(3, len(documents))[group::groups] for group in permutation(groups, 1, 2, 2)]
+    order = [number for group in members for number in shuffled(group, key).tolist()]
     keyed = KeyedOrder(dataset.sequences_per_epoch, 1, 1, 2)
     place = [keyed[index] for index in range(dataset.sequences_per_epoch)]
     seen = epoch_tokens(dataset, 2)[np.argsort(place)].ravel()
     expected = np.concatenate([documents[number] for number in order])
     assert np.array_equal(seen, expected[: len(seen)])
     assert order != sorted(order) and place != sorted(place)
+
+
+def test_orders_of_few_numbers_look_random() -> None:
+    numbers = np.arange(0, 256_000, 1000)
+    orders = [shuffled(numbers, key) for key in range(400)]
+    assert all(np.array_equal(np.sort(order), numbers) for order in orders)
+    firsts = np.array([order[:4] // 1000 for order in orders])
+    assert abs(firsts.mean() - 127.5) < 6 and abs(np.corrcoef(firsts[:, 0], firsts[:, 1])[0, 1]) < 0.2
+    assert len(set(firsts[:, 0].tolist())) > 150
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 17, 100, 1000, 4097])
