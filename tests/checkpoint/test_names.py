@@ -129,11 +129,11 @@ def test_splitting_undoes_stacking() -> None:
 
 def test_weights_come_back_from_their_official_parts(calm: Calm) -> None:
     ours = dict(calm.named_parameters())
-    weights = official_weights(CALM)
+    weights = official_weights(calm.config)
     assert sorted(weight.name for weight in weights) == sorted(ours)
     for weight in weights:
         whole = ours[weight.name].detach()
         assert weight.shape() == whole.shape
-        parts = weight.parts(whole, CALM)
+        parts = weight.parts(whole, calm.config)
         assert {name: part.shape for name, part in parts.items()} == weight.shapes
-        assert torch.equal(weight.of(list(parts.values()), CALM), whole), weight.name
+        assert torch.equal(weight.of(list(parts.values()), calm.config), whole), weight.name
