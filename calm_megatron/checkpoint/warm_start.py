@@ -46,7 +46,6 @@ def open_weights(
     Raises:
         UserError: they are damaged, of another model, or trained with another tokenizer or autoencoder.
     """
-    theirs: ModelConfig
     weights: Weights
     if is_official(Path(path)):
         official = open_official(path)
@@ -61,8 +60,8 @@ def open_weights(
         manifest = Manifest.load(checkpoint)
         if problems := manifest.problems(checkpoint):
             raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
-        theirs, found = saved_config(checkpoint).model, dict(manifest.fingerprints)
-        _demand_same_model(theirs, model, path)
+        found = dict(manifest.fingerprints)
+        _demand_same_model(saved_config(checkpoint).model, model, path)
         weights = state_of(checkpoint, manifest)
     changed = [name for name in _SOURCES if found.get(name, fingerprints.get(name)) != fingerprints.get(name)]
     if changed and not accept_changed_sources:

@@ -146,7 +146,7 @@ def verify(
     return _compare(_open_all(ours, ExportRequest(autoencoder=autoencoder)), official, meter, official_autoencoder)
 
 
-def _open_all(source: Path, request: ExportRequest) -> list["_Part"]:
+def _open_all(source: Path, request: ExportRequest) -> list[_Part]:
     main = _open(find_checkpoint(source))
     model = main.run.model
     if isinstance(model, CalmConfig):
@@ -157,14 +157,14 @@ def _open_all(source: Path, request: ExportRequest) -> list["_Part"]:
     return [main]
 
 
-def _open(checkpoint: Path, prefix: str = "") -> "_Part":
+def _open(checkpoint: Path, prefix: str = "") -> _Part:
     manifest = Manifest.load(checkpoint)
     if problems := manifest.problems(checkpoint):
         raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
     return _Part(checkpoint, saved_config(checkpoint), manifest, state_of(checkpoint, manifest), prefix)
 
 
-def _open_autoencoder(main: "_Part", place: str) -> "_Part":
+def _open_autoencoder(main: _Part, place: str) -> _Part:
     """The autoencoder that a CALM was trained on.
 
     Raises:
@@ -183,7 +183,7 @@ def _open_autoencoder(main: "_Part", place: str) -> "_Part":
     return part
 
 
-def _config(parts: list["_Part"], origin: Origin | None, tokens: SpecialTokens, request: ExportRequest) -> Facts:
+def _config(parts: list[_Part], origin: Origin | None, tokens: SpecialTokens, request: ExportRequest) -> Facts:
     """`config.json`: as it came in, or made of ours."""
     main, dtype = parts[0], request.dtype or "float32"
     if origin is None:
@@ -211,13 +211,13 @@ def _positions(run: RunConfig) -> int:
 class _Planned:
     """A weight of ours and the tensors that it becomes."""
 
-    part: "_Part"
+    part: _Part
     weight: OfficialWeight
     tensors: dict[str, tuple[TensorPlan, ...]]
     """By official name within the part: the tensor, and its copies."""
 
 
-def _plan(parts: list["_Part"], origin: Origin | None, request: ExportRequest) -> Iterator[_Planned]:
+def _plan(parts: list[_Part], origin: Origin | None, request: ExportRequest) -> Iterator[_Planned]:
     """All tensors, each with its type."""
     dtypes = origin.dtypes if origin is not None else {}
     for part in parts:
@@ -235,7 +235,7 @@ def _wanted(copy: str, dtypes: dict[str, str], duplicates: bool | None) -> bool:
     return copy in dtypes if duplicates is None else duplicates
 
 
-def _demand_sound(parts: list["_Part"], meter: Meter) -> None:
+def _demand_sound(parts: list[_Part], meter: Meter) -> None:
     """Look at all weights once.
 
     Raises:
@@ -279,7 +279,7 @@ def _write_weights(folder: Path, plan: list[_Planned], shard_bytes: int, meter: 
         writer.finish()
 
 
-def _compare(parts: list["_Part"], path: Path, meter: Meter, autoencoder: Path | None = None) -> Converted:
+def _compare(parts: list[_Part], path: Path, meter: Meter, autoencoder: Path | None = None) -> Converted:
     """The outputs of the checkpoint and of an official one, whose files are looked at first."""
     official = open_official(path, autoencoder)
     demand_sound(official, meter)
@@ -297,7 +297,7 @@ def _compare(parts: list["_Part"], path: Path, meter: Meter, autoencoder: Path |
     return Converted(found, official.notes)
 
 
-def _card(parts: list["_Part"], request: ExportRequest, found: Differences) -> Card:
+def _card(parts: list[_Part], request: ExportRequest, found: Differences) -> Card:
     names = {"autoencoder": "autoencoder", "calm": "model, without its autoencoder", "ar": "model"}
     counts = {
         names[part.run.model.type]: sum(torch.Size(weight.shape()).numel() for weight in part.weights) for part in parts

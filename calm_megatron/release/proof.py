@@ -255,7 +255,8 @@ def _denoising_loss(
 def _llama(reading: _Reading, official: OfficialModel, config: ArConfig) -> Outputs:
     modelling_file()  # says so, if transformers is not there
     llama: Any = importlib.import_module("transformers.models.llama.modeling_llama")
-    settings = importlib.import_module("transformers").LlamaConfig(**official.files.config)
+    given = {name: value for name, value in official.files.config.items() if value is not None}
+    settings = importlib.import_module("transformers").LlamaConfig(**given)
     with torch.device("meta"):
         model = llama.LlamaForCausalLM(settings).eval()
     model.model.rotary_emb = llama.LlamaRotaryEmbedding(settings)  # its tables are no weights
