@@ -1,6 +1,7 @@
 """megatron-core's `GPTDataset` over a data set, as a baseline; and data sets to read."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def megatrons(prefix: Path, samples: int, apart: bool = False) -> Any:
         reset_attention_mask=apart,
         eod_mask_loss=False,
         create_attention_mask=False,
+        path_to_cache=str(prefix.parent / f"index-{os.getpid()}"),  # so that no other process's index is found
     )
     indexed = IndexedDataset(str(prefix))
     documents = np.arange(len(indexed.document_indices) - 1, dtype=np.int32)

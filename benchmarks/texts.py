@@ -1,6 +1,6 @@
-"""Text for benchmarks of the data: 20 MB as JSONL and a BPE of 32,000 entries trained on it.
+"""Text for benchmarks of the data: 60 MB or more as JSONL and a BPE of 32,000 entries trained on it.
 
-`CALM_CORPUS=file` names a corpus of JSONL, perhaps compressed, whose first 20 MB are taken; without it, the text is
+`CALM_CORPUS=file` names a corpus of JSONL, perhaps compressed, whose beginning is taken; without it, the text is
 the source code and documentation of the packages that are installed here.
 """
 
@@ -18,7 +18,7 @@ from calm_megatron.data.sources import find_sources
 from calm_megatron.data.tokenizer import Tokenizer
 from calm_megatron.data.train_tokenizer import train_tokenizer
 
-_BYTES = 20_000_000
+_BYTES = 60_000_000
 _VOCABULARY = 32_000
 _ENDINGS = (".py", ".md", ".rst", ".txt")
 
@@ -47,16 +47,16 @@ def _documents() -> Iterator[str]:
 
 
 @contextmanager
-def texts() -> Iterator[Texts]:
-    """The text and its tokenizer, in a folder that goes away."""
+def texts(size: int = _BYTES) -> Iterator[Texts]:
+    """About so many bytes of text and their tokenizer, in a folder that goes away."""
     with on_disk() as folder:
-        size, jsonl = 0, folder / "texts.jsonl"
+        taken, jsonl = 0, folder / "texts.jsonl"
         with open(jsonl, "w", encoding="utf-8") as stream:
             for text in _documents():
                 stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                size += len(text.encode())
-                if size >= _BYTES:
+                taken += len(text.encode())
+                if taken >= size:
                     break
-        train_tokenizer(DocumentReader(find_sources([jsonl])), folder / "tokenizer", _VOCABULARY, keep_every=4)
+        train_tokenizer(DocumentReader(find_sources([jsonl])), folder / "tokenizer", _VOCABULARY, keep_every=8)
         assert Tokenizer.load(folder / "tokenizer").with_fast_path().is_fast
-        yield Texts(folder, jsonl, folder / "tokenizer", size)
+        yield Texts(folder, jsonl, folder / "tokenizer", taken)

@@ -109,8 +109,9 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "data.train_data_path and data.train_shards exclude each other"
     if not (data.data_path or data.train_data_path or data.train_shards):
         yield "set data.data_path (one set, cut by data.split) or data.train_data_path with data.valid_data_path"
-    if (data.train_data_path or data.train_shards) and not data.valid_data_path:
-        yield "data.train_data_path and data.train_shards need data.valid_data_path beside them"
+    for name in ("train_data_path", "train_shards"):
+        if getattr(data, name) and not data.valid_data_path:
+            yield f"data.{name} needs data.valid_data_path beside it"
     if data.data_path:
         yield from _split(data.split)
     if data.blend_weights and data.blend_epochs:

@@ -23,7 +23,7 @@ from calm_megatron.data.records import (
 from calm_megatron.data.sources import Source
 from calm_megatron.data.streams import open_stream
 
-BLOCK_BYTES = 8 << 20
+_SMALLEST, _LARGEST, _BLOCKS = 4 << 20, 32 << 20, 1024
 _COMPRESSION = 4
 """What compressed text is taken to grow by, to tell small files from large ones."""
 
@@ -52,7 +52,20 @@ class Block:
     """Bytes on disk behind it, for the progress."""
 
 
-def cut_into_blocks(sources: Sequence[Source], options: ReadOptions, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def _weight(source: Source) -> int:
+    """Bytes of text, roughly."""
+    return source.size * (_COMPRESSION if source.is_compressed else 1)
+
+
+def block_size(sources: Sequence[Source]) -> int:
+    """Bytes of text in a block: a thousandth of the corpus, but 4 to 32 MB.
+
+    Small enough to keep all workers busy to the end, large enough for a folder of parts that can still be listed.
+    """
+    return min(max(sum(map(_weight, sources)) // _BLOCKS, _SMALLEST), _LARGEST)
+
+
+def cut_into_blocks(sources: Sequence[Source], options: ReadOptions, block_bytes: int) -> Iterator[Block]:
     """Blocks of about `block_bytes` of text, in the order of the corpus.
 
     Raises:
@@ -60,7 +73,7 @@ def cut_into_blocks(sources: Sequence[Source], options: ReadOptions, block_bytes
     """
     number, small, filled = 0, list[Piece](), 0
     for place, source in enumerate(sources):
-        weight = source.size * (_COMPRESSION if source.is_compressed else 1)
+        weight = _weight(source)
         is_small = weight <= block_bytes and source.path.is_file()
         if small and (filled + weight > block_bytes or not is_small):
             yield Block(number, tuple(small), sum(sources[piece.source].size for piece in small))

@@ -7,7 +7,7 @@ import numpy as np
 from calm_megatron.config.errors import UserError
 from calm_megatron.data.tokenizer import Tokenizer
 
-SAMPLE_CHARACTERS = 200_000
+SAMPLE_CHARACTERS = 100_000
 LARGEST_UNKNOWN_SHARE = 0.01
 _SHOWN_CHARACTERS = 40
 

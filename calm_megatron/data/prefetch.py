@@ -81,6 +81,7 @@ class TrainingBatches:
         self._read = self._reader(consumed_samples)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
         self._waiting: deque[Future[list[Batch]]] = deque()
+        self._fill()
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Itself."""
@@ -92,12 +93,15 @@ class TrainingBatches:
         Raises:
             UserError: the data are damaged, or cannot be fetched.
         """
-        while len(self._waiting) <= self._ahead:
-            self._waiting.append(self._thread.submit(self._read))
+        self._fill()
         started = time.perf_counter()
         step = self._waiting.popleft().result()
         self.wait_seconds = time.perf_counter() - started
         return step
+
+    def _fill(self) -> None:
+        while len(self._waiting) <= self._ahead:
+            self._waiting.append(self._thread.submit(self._read))
 
     def close(self) -> None:
         """End the thread and the processes."""

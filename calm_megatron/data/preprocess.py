@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.data import fit
-from calm_megatron.data.blocks import BLOCK_BYTES, Block, cut_into_blocks, piece_texts
+from calm_megatron.data.blocks import Block, block_size, cut_into_blocks, piece_texts
 from calm_megatron.data.corpus_facts import CorpusFacts
 from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.encode_block import Encoding, encode_block, end_with_parent
@@ -44,7 +44,7 @@ class PreprocessOptions:
         fast_path: encode byte-level BPE by tiktoken where it gives the same ids.
         tokens_per_shard: cut the corpus into data sets PREFIX-00000, PREFIX-00001, ... of so many tokens or a block
             more; none makes one data set.
-        block_bytes: text of a unit of work; does not show in the ids.
+        block_bytes: text of a unit of work, which does not show in the ids; none follows from the size of the corpus.
     """
 
     workers: int | None = None
@@ -53,7 +53,7 @@ class PreprocessOptions:
     restart: bool = False
     fast_path: bool = True
     tokens_per_shard: int | None = None
-    block_bytes: int = BLOCK_BYTES
+    block_bytes: int | None = None
 
 
 def preprocess(
@@ -96,7 +96,7 @@ def _plan(reader: DocumentReader, tokenizer: Tokenizer, options: PreprocessOptio
         "skip_invalid": reader.options.skip_invalid,
         "tokenizer": tokenizer.fingerprint,
         "fast_path": options.fast_path,
-        "block_bytes": options.block_bytes,
+        "block_bytes": options.block_bytes or block_size(reader.sources),
     }
 
 
@@ -128,7 +128,7 @@ class _Preprocessing:
     def run(self) -> PreprocessReport:
         """Check on a sample, encode, join."""
         sources = self.reader.sources
-        blocks = cut_into_blocks(sources, self.reader.options, self.options.block_bytes)
+        blocks = cut_into_blocks(sources, self.reader.options, self.options.block_bytes or block_size(sources))
         first, texts = self._sample(blocks)
         if self.options.fast_path:
             self.tokenizer = fit.prove_fast_path(self.tokenizer, texts)

@@ -36,7 +36,7 @@ class ArTask:
 
     def forward(self, module: Callable[..., ArTerms | Tensor], batch: Batch, step: int) -> ArTerms | Tensor:
         """Cross-entropy in nats per token."""
-        return module(batch.ids_BT.to(self.grid.device), self._documents(batch))
+        return module(batch.ids_BT.to(self.grid.device, non_blocking=True), self._documents(batch))
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:
         """Cross-entropy and perplexity over all predicted tokens of the split; BrierLM if the config asks for it."""
@@ -59,7 +59,11 @@ class ArTask:
         return values
 
     def _documents(self, batch: Batch) -> Tensor | None:
-        return batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None
+        return (
+            batch.documents_BP.to(self.grid.device, non_blocking=True)
+            if self.config.data.reset_attention_mask
+            else None
+        )
 
 
 def new_ar(config: RunConfig, model: ArConfig, grid: Grid) -> ArBaseline:

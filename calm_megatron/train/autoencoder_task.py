@@ -36,7 +36,7 @@ class AutoencoderTask:
 
     def forward(self, module: Callable[..., ReconstructionTerms], batch: Batch, step: int) -> ReconstructionTerms:
         """Loss, cross-entropy (nats per token) and clipped KL (nats per patch)."""
-        ids_RK = batch.ids_BT.to(self.grid.device).view(-1, self.model.patch_size)
+        ids_RK = batch.ids_BT.to(self.grid.device, non_blocking=True).view(-1, self.model.patch_size)
         sequences = batch.sequence_ids_B.tolist()
         noise = AutoencoderNoise.draw(self.model, self.streams, step, sequences, len(ids_RK) // len(sequences))
         return module(ids_RK, noise)

@@ -42,10 +42,14 @@ class CalmTask:
 
     def forward(self, module: Callable[..., CalmTerms | Tensor], batch: Batch, step: int) -> CalmTerms | Tensor:
         """The head's loss and its parts."""
-        ids_BT = batch.ids_BT.to(self.grid.device)
+        ids_BT = batch.ids_BT.to(self.grid.device, non_blocking=True)
         patches = ids_BT.shape[1] // self.model.patch_size - 1
         noise = KeyedNoise(self.streams, "training", step, batch.sequence_ids_B.tolist(), patches)
-        documents_BP = batch.documents_BP.to(self.grid.device) if self.config.data.reset_attention_mask else None
+        documents_BP = (
+            batch.documents_BP.to(self.grid.device, non_blocking=True)
+            if self.config.data.reset_attention_mask
+            else None
+        )
         return module(ids_BT, noise, documents_BP)
 
     def validate(self, module: nn.Module, split: str, eval_iters: int) -> dict[str, object]:

@@ -97,6 +97,13 @@ CONTRADICTIONS = [
     ("calm", {"data.seq_length": 4}, ["data.seq_length = 4", "at least two"]),
     ("ae", {"data.train_data_path": "x", "data.valid_data_path": "y"}, ["exclude each other"]),
     ("ae", {"data.data_path": None}, ["set data.data_path", "or data.train_data_path"]),
+    ("ae", {"data.data_path": None, "data.train_shards": "x"}, ["data.train_shards needs data.valid_data_path"]),
+    ("ae", {"data.blend_weights": [1.0]}, ["no effect on a single data set"]),
+    (
+        "ae",
+        {"data.data_path": ["x", "y"], "data.blend_weights": [1.0, 2.0], "data.blend_epochs": [1.0, 2.0]},
+        ["both say how much", "give one"],
+    ),
     (
         "ae",
         {"data.data_path": None, "data.train_data_path": "x"},
@@ -201,6 +208,8 @@ WORKING = [
     ("calm", {"data.seq_length": 8}),
     ("ae", {"data.seq_length": 4}),
     ("ae", {"data.data_path": None, "data.train_data_path": "x", "data.valid_data_path": "y"}),
+    ("ae", {"data.data_path": None, "data.train_shards": "x", "data.valid_data_path": "y"}),
+    ("ae", {"data.data_path": ["x", "y"], "data.blend_epochs": [1.0, 2.0]}),
     ("ae", {"data.split": "90,10,0"}),
     ("ae", {"train.global_batch_size": 8, "train.rampup_batch_size": [2, 2, 100]}),
     ("ae", {"optimizer.lr_warmup_iters": 1000}),  # constant: a warm-up that the run does not finish

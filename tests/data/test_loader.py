@@ -95,7 +95,7 @@ def test_closing_the_batches_ends_their_thread(splits: DataSplits) -> None:
     assert not set(threading.enumerate()) - before
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (2, 2)])
 def test_worker_processes_read_what_the_thread_reads(splits: DataSplits, workers: int, ahead: int) -> None:
     schedule = BatchSchedule(12, (4, 4, 30), 2, 2)
     plain = TrainingBatches(splits.train, schedule, 4, 1)

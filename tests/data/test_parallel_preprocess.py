@@ -141,54 +141,60 @@ def test_invalid_lines_of_later_blocks_have_their_numbers(tokenizer: Tokenizer, 
     assert saved["documents"] == 1998
 
 
-def kill_and_resume(jsonl: Path, tokenizer: Tokenizer, reference: list[bytes], folder: Path, moments: int) -> None:
-    """Kill at random moments, each run going on where the last was; then let it end."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from calm_megatron.data.documents import DocumentReader\n"
-        "from calm_megatron.data.preprocess import PreprocessOptions, preprocess\n"
-        "from calm_megatron.data.sources import find_sources\n"
-        "from calm_megatron.data.tokenizer import Tokenizer\n"
-        "options = PreprocessOptions(workers=2, block_bytes=20_000)\n"
-        "print('ready', file=sys.stderr, flush=True)\n"
-        "reader, tokenizer = DocumentReader(find_sources([sys.argv[1]])), Tokenizer.load(sys.argv[2])\n"
-        "preprocess(reader, tokenizer, Path(sys.argv[3]), options)"
+CODE = (
+    "import sys; from pathlib import Path\n"
+    "from calm_megatron.data.documents import DocumentReader\n"
+    "from calm_megatron.data.preprocess import PreprocessOptions, preprocess\n"
+    "from calm_megatron.data.sources import find_sources\n"
+    "from calm_megatron.data.tokenizer import Tokenizer\n"
+    "options = PreprocessOptions(workers=2, block_bytes=40_000)\n"
+    "reader, tokenizer = DocumentReader(find_sources([sys.argv[1]])), Tokenizer.load(sys.argv[2])\n"
+    "print('ready', file=sys.stderr, flush=True)\n"
+    "preprocess(reader, tokenizer, Path(sys.argv[3]), options)\n"
+)
+
+
+def killed_at(moment: float, words: list[str], prefix: Path) -> bool:
+    """Start a run and kill it so many seconds after its beginning; whether it was still at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
     )
-    command = [sys.executable, "-c", code, str(jsonl), str(tokenizer.path), str(folder / "set")]
-    dice, kept, killed = random.Random(7), 0, 0
-    for _ in range(moments):
-        before = set((folder / "set.parts").glob("*.json"))
-        if (folder / "set.idx").exists():
+    assert process.stderr is not None
+    while b"ready" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(moment)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    return not Path(f"{prefix}.report.json").exists()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path, kills: int) -> None:
+    corpus, prefix = tmp_path / "corpus.jsonl", tmp_path / "set"
+    corpus.write_bytes(jsonl.read_bytes() * 15)
+    preprocess(DocumentReader(find_sources([corpus])), tokenizer, tmp_path / "undisturbed")
+    expected = content(tmp_path / "undisturbed")
+    dice, killed, kept = random.Random(7), 0, 0
+    reader = DocumentReader(find_sources([corpus]))
+    for _ in range(6 * kills):
+        before = set(Path(f"{prefix}.parts").glob("0*.json"))
+        if killed_at(dice.uniform(0, 1.5), [str(corpus), str(tokenizer.path), str(prefix)], prefix):
+            left = set(Path(f"{prefix}.parts").glob("0*.json"))
+            assert before <= left, "finished parts stay"
+            killed, kept = killed + 1, max(kept, len(left))
+        else:  # It was done before; once more from the beginning.
+            assert content(prefix) == expected
+            for file in tmp_path.glob("set.*"):
+                file.unlink()
+        if killed >= kills and kept > 2:
             break
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
-        assert process.stderr is not None
-        while b"ready" not in process.stderr.readline():
-            assert process.poll() is None
-        time.sleep(dice.uniform(0.0, 0.6))
-        process.kill()
-        process.wait()
-        process.stderr.close()
-        killed += 1
-        left = set((folder / "set.parts").glob("*.json"))
-        assert (folder / "set.idx").exists() or before <= left, "finished parts stay"
-        kept = max(kept, len(left))
-    stamps = {path: path.stat().st_mtime_ns for path in (folder / "set.parts").glob("0*.json")}
-    assert killed >= min(3, moments) and kept > 0
-    if not (folder / "set.idx").exists():
-        options = PreprocessOptions(workers=2, block_bytes=20_000)
-        report = preprocess(DocumentReader(find_sources([jsonl])), tokenizer, folder / "set", options)
-        assert not stamps or report.encoded_bytes < (report.facts.text_bytes or 0), "finished parts are not made again"
-    assert content(folder / "set") == reference
-    IndexedCorpus.open(folder / "set").verify()
-
-
-def test_killed_runs_go_on(jsonl: Path, tokenizer: Tokenizer, reference: list[bytes], tmp_path: Path) -> None:
-    kill_and_resume(jsonl, tokenizer, reference, tmp_path, 3)
-
-
-@pytest.mark.slow
-def test_ten_kills(jsonl: Path, tokenizer: Tokenizer, reference: list[bytes], tmp_path: Path) -> None:
-    kill_and_resume(jsonl, tokenizer, reference, tmp_path, 10)
+    assert killed >= kills and kept > 2, "the kills hit runs at work"
+    left = set(Path(f"{prefix}.parts").glob("0*.json"))
+    report = preprocess(reader, tokenizer, prefix, PreprocessOptions(workers=2, block_bytes=40_000, overwrite=True))
+    assert report.encoded_bytes < (report.facts.text_bytes or 0) or not left, "finished parts are not made again"
+    assert content(prefix) == expected
+    IndexedCorpus.open(prefix).verify()
 
 
 def test_parts_of_something_else_are_refused(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -9,10 +9,15 @@ import pytest
 
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.files import load_run, to_yaml
+from calm_megatron.data.documents import DocumentReader
+from calm_megatron.data.preprocess import preprocess
+from calm_megatron.data.sources import find_sources
+from calm_megatron.data.tokenizer import Tokenizer
+from calm_megatron.data.train_tokenizer import train_tokenizer
 from calm_megatron.parallel.grid import one_rank
 from calm_megatron.train import loop
 from calm_megatron.train.tasks import build_task
-from tests.small_runs import AUTOENCODER, CALM, ROOT, settings
+from tests.small_runs import AUTOENCODER, CALM, ROOT, VOCABULARY, settings
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -61,6 +66,20 @@ def test_calm_refuses_what_does_not_fit(
     with one_rank(), pytest.raises(UserError) as refusal:
         loop.run(build_task, load_run([], settings(base, **change)))
     assert all(word in str(refusal.value) for word in words), refusal.value
+    assert not run.exists()
+
+
+def test_a_data_set_of_another_tokenizer_than_the_autoencoders_is_refused(
+    tmp_path: Path, small_corpus: Path, autoencoder: Path
+) -> None:
+    """Of as many entries, so that no size tells."""
+    texts = small_corpus.parent / "texts"
+    train_tokenizer((path.read_text()[::-1] for path in sorted(texts.iterdir())), tmp_path / "tokenizer", VOCABULARY)
+    preprocess(DocumentReader(find_sources([texts])), Tokenizer.load(tmp_path / "tokenizer"), tmp_path / "other")
+    run = tmp_path / "run"
+    words = settings(CALM, run__directory=run, data__data_path=tmp_path / "other", model__autoencoder=autoencoder)
+    with one_rank(), pytest.raises(UserError, match="another tokenizer than the autoencoder's"):
+        loop.run(build_task, load_run([], words))
     assert not run.exists()
 
 
