@@ -1,6 +1,7 @@
 """The model card of a release: README.md as the hub of Hugging Face reads it, filled from what the run left."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
 from calm_megatron.data.corpus_facts import read_facts
 
 _UNKNOWN = "not known"
+_FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^\s/'\"`]+/)+(?=[^\s/'\"`])")
+"""What leads to a file on this machine: nobody else's business. Addresses and relative paths stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class Card:
 
 
 def model_card(card: Card) -> str:
-    """The text."""
-    return "\n".join(_lines(card)) + "\n"
+    """The text, in which files of this machine go by their names alone."""
+    return _FOLDERS.sub("", "\n".join(_lines(card)) + "\n")
 
 
 def _lines(card: Card) -> Iterator[str]:

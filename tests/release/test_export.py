@@ -57,7 +57,7 @@ def test_the_tokenizer_gives_the_same_ids(release: Path, small_corpus: Path) -> 
     assert generation == {"eos_token_id": ours.eod_id, "pad_token_id": ours.pad_id}
 
 
-def test_the_card_says_what_is_known(release: Path) -> None:
+def test_the_card_says_what_is_known(baseline: Path, release: Path) -> None:
     card = (release / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: text-generation\n")
     for line in (
@@ -68,6 +68,7 @@ def test_the_card_says_what_is_known(release: Path) -> None:
     ):
         assert line in card, card
     assert "`corpus`: 60 documents" in card
+    assert f"  directory: {baseline.name}\n" in card and str(baseline.parent) not in card
 
 
 def test_a_model_that_the_official_code_does_not_have_is_refused() -> None:
