@@ -8,6 +8,7 @@ On CPU the streams are numpy's SFC64; on GPU torch's Philox on the device, which
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 Shape = Sequence[int]
+_TOGETHER = 1 << 17
+"""Normal numbers that are formed at a time, about: 512 KiB, which caches hold."""
 
 
 class RandomStreams:
@@ -79,15 +82,19 @@ def key(*parts: int | str) -> int:
 def initial_normal(seed: int, name: str, shape: Shape) -> Tensor:
     """N(0, 1) fp32 on CPU for the initial value of the whole (uncut) weight `name`."""
     values = torch.empty(tuple(shape))
-    _cpu_normal(np.random.Generator(np.random.SFC64(key(seed, "initial weight", name))), values)
+    _initial_stream(seed, name).standard_normal(out=values.numpy(), dtype=np.float32)
     return values
 
 
 def initial_uniform(seed: int, name: str, shape: Shape) -> Tensor:
     """U[0, 1) fp32 on CPU for the initial value of the whole (uncut) weight `name`."""
     values = torch.empty(tuple(shape))
-    _cpu_uniform(np.random.Generator(np.random.SFC64(key(seed, "initial weight", name))), values)
+    _cpu_uniform(_initial_stream(seed, name), values)
     return values
+
+
+def _initial_stream(seed: int, name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(key(seed, "initial weight", name)))
 
 
 def _cpu_uniform(generator: np.random.Generator, out: Tensor) -> None:
@@ -95,4 +102,19 @@ def _cpu_uniform(generator: np.random.Generator, out: Tensor) -> None:
 
 
 def _cpu_normal(generator: np.random.Generator, out: Tensor) -> None:
-    generator.standard_normal(out=out.numpy(), dtype=np.float32)
+    """Fill a tensor by the transform of Box and Muller (1958), which takes a third of the time of numpy's normals.
+
+    Each row (index of the first axis, of which a tensor of one axis has one) takes its own uniform numbers, so rows that
+    are drawn apart are those that are drawn together. With uniform numbers of 24 bits, as torch's normals have, none lies
+    further out than 5.8.
+    """
+    rows_Rn = out.view(len(out), -1) if out.dim() > 1 and out.numel() else out.view(1, -1)
+    count = rows_Rn.shape[1]
+    half = (count + 1) // 2
+    for part_rn in rows_Rn.split(max(1, _TOGETHER // max(1, count))):
+        uniform_rn = torch.empty(len(part_rn), 2 * half)
+        _cpu_uniform(generator, uniform_rn)
+        radius_rh = uniform_rn[:, :half].neg().log1p_().mul_(-2).sqrt_()
+        angle_rh = uniform_rn[:, half:] * (2 * math.pi)
+        torch.mul(radius_rh, angle_rh.cos(), out=part_rn[:, :half])
+        torch.mul(radius_rh[:, : count - half], angle_rh.sin_()[:, : count - half], out=part_rn[:, half:])
