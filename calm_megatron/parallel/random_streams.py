@@ -104,8 +104,8 @@ def _cpu_uniform(generator: np.random.Generator, out: Tensor) -> None:
 def _cpu_normal(generator: np.random.Generator, out: Tensor) -> None:
     """Fill a tensor by the transform of Box and Muller (1958), which takes a third of the time of numpy's normals.
 
-    Each row (index of the first axis, of which a tensor of one axis has one) takes its own uniform numbers, so rows that
-    are drawn apart are those that are drawn together. With uniform numbers of 24 bits, as torch's normals have, none lies
+    Each row (index of the first axis; a tensor of one axis is one row) takes its own uniform numbers, so rows that are
+    drawn apart are those that are drawn together. With uniform numbers of 24 bits, as torch's normals have, none lies
     further out than 5.8.
     """
     rows_Rn = out.view(len(out), -1) if out.dim() > 1 and out.numel() else out.view(1, -1)
