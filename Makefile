@@ -50,7 +50,9 @@ test test-slow: export OMP_NUM_THREADS ?= 1
 test: $(READY)
 	@$(BIN)/python -m pytest -m "not slow"
 
+# Triton, 300 MB, is for the test of a GPU kernel, which its interpreter runs; without it that test is skipped.
 test-slow: $(READY)
+	@$(BIN)/python -m pip install -qq triton==3.9.0 || echo "Triton is not there for this machine"
 	@$(BIN)/python -m pytest -m slow --timeout 3600
 
 check: $(READY)

@@ -19,7 +19,7 @@ from calm_megatron.model.initialise import initialise
 from calm_megatron.model.noise import GivenNoise, KeyedNoise
 from calm_megatron.parallel.grid import start
 from calm_megatron.parallel.random_streams import RandomStreams
-from calm_megatron.train.optimizer import SkippableAdamW, build_optimizer
+from calm_megatron.train.optimizer import Skippable, build_optimizer
 
 N, M, Z, K, NOISE_SIZE, BLOCKS = 8, 100, 128, 4, 64, 4
 CLIP = 1.0
@@ -85,7 +85,7 @@ class Training:
         return plain.official_weights(self.model)
 
     @functools.cached_property
-    def optimizer(self) -> SkippableAdamW:
+    def optimizer(self) -> Skippable:
         """Ours."""
         return build_optimizer(self.model, OPTIMIZER)
 

@@ -14,7 +14,8 @@ depends neither on Z nor on the number of patches. Where several patches share t
 with y = s e, ||a - y||^2 = |a|^2 - 2 (a s) . e + s^2 . e^2, two products of matrices.
 """
 
-from collections.abc import Iterable, Iterator
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -24,6 +25,9 @@ from torch import Tensor
 
 CHUNK_NUMBERS = 1 << 20
 """Numbers in the largest tensor of a chunk, at most (unless one patch has more): 4 MiB, which caches hold."""
+GPU_CHUNK_NUMBERS = 1 << 25
+"""The same on a GPU, which wants to be full: 128 MiB."""
+_CPU = torch.device("cpu")
 _NEAR = 1e-2
 """A squared distance below this share of |a|^2 + |b|^2 has lost digits in the expansion, and is taken again."""
 
@@ -59,7 +63,7 @@ def energy_score(
     Returns:
         The terms; `score` carries the gradient, the other two are detached.
     """
-    rows = chunk_patches(len(samples_NRZ), len(target_noise_MRZ), samples_NRZ.shape[-1])
+    rows = chunk_patches(len(samples_NRZ), len(target_noise_MRZ), samples_NRZ.shape[-1], samples_NRZ.device)
     blocks = (NoiseBlock(noise.shape[1], noise) for noise in target_noise_MRZ.split(rows, dim=1))
     return energy_score_of_blocks(samples_NRZ, mean_RZ, log_std_RZ, blocks, beta)
 
@@ -78,9 +82,15 @@ def energy_score_of_blocks(
     return EnergyTerms(score, spread, distance)
 
 
-def chunk_patches(samples: int, targets: int, latent_size: int) -> int:
+def chunk_patches(samples: int, targets: int, latent_size: int, device: torch.device = _CPU) -> int:
     """Patches of a chunk for N, M and Z."""
-    return max(1, CHUNK_NUMBERS // (max(samples, targets) * max(samples, latent_size)))
+    numbers = CHUNK_NUMBERS if device.type == "cpu" else GPU_CHUNK_NUMBERS
+    return max(1, numbers // (max(samples, targets) * max(samples, latent_size)))
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether the score is computed by the Triton kernel: on a GPU, if Triton is there, which torch brings along."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 class _EnergyScore(torch.autograd.Function):
@@ -92,6 +102,7 @@ class _EnergyScore(torch.autograd.Function):
         gradient_NRZ = torch.empty_like(samples_NRZ, dtype=torch.float32)
         spread, distance = samples_NRZ.new_empty(2, patches, dtype=torch.float32)
         end = 0
+        terms = _fused_terms() if has_kernel(samples_NRZ.device) else _terms
         with _full_fp32(samples_NRZ.device):
             for block in _cut(target_noise, len(samples_NRZ)):
                 rows = slice(end, end := end + block.patches)
@@ -99,10 +110,9 @@ class _EnergyScore(torch.autograd.Function):
                     break
                 # Centred on the posterior mean, squared distances lose no digits to a common offset.
                 centred_NrZ = samples_NRZ[:, rows].float() - mean_RZ[rows]
-                targets = _targets(block, log_std_RZ[rows].exp())
-                spread[rows], pull_NrZ = _among_samples(centred_NrZ, beta)
-                distance[rows], push_NrZ = _to_targets(centred_NrZ, targets, beta)
-                gradient_NRZ[:, rows] = pull_NrZ.sub_(push_NrZ, alpha=2)
+                noise_MrZ = block.noise_MrZ.to(centred_NrZ)
+                found = terms(centred_NrZ, log_std_RZ[rows].exp(), noise_MrZ, beta)
+                spread[rows], distance[rows], gradient_NRZ[:, rows] = found
         if end != patches:
             raise ValueError(f"the noise does not fit the {patches} patches of the samples")
         ctx.save_for_backward(gradient_NRZ)
@@ -134,10 +144,27 @@ def _cut(blocks: Iterable[NoiseBlock], samples: int) -> Iterator[NoiseBlock]:
     """Blocks of at most a chunk; pieces of shared noise keep it whole."""
     for patches, noise_MrZ in blocks:
         targets, own, latent_size = noise_MrZ.shape
-        most = chunk_patches(samples, targets, latent_size)
+        most = chunk_patches(samples, targets, latent_size, noise_MrZ.device)
         for first in range(0, patches, most):
             noise = noise_MrZ[:, first : first + most] if own == patches else noise_MrZ
             yield NoiseBlock(min(most, patches - first), noise)
+
+
+_Terms = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+
+
+def _fused_terms() -> _Terms:
+    # Imported here because Triton belongs to GPU machines.
+    from calm_megatron.losses.energy_score_triton import energy_terms
+
+    return energy_terms
+
+
+def _terms(centred_NrZ: Tensor, std_rZ: Tensor, noise_MrZ: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Spread (r,), distance (r,), and the gradient of their score by the samples, (N, r, Z), of a chunk."""
+    spread_r, pull_NrZ = _among_samples(centred_NrZ, beta)
+    distance_r, push_NrZ = _to_targets(centred_NrZ, _targets(std_rZ, noise_MrZ), beta)
+    return spread_r, distance_r, pull_NrZ.sub_(push_NrZ, alpha=2)
 
 
 class _Targets(Protocol):
@@ -156,9 +183,9 @@ class _Targets(Protocol):
         ...
 
 
-def _targets(block: NoiseBlock, std_rZ: Tensor) -> _Targets:
-    noise_rMZ = block.noise_MrZ.transpose(0, 1).to(std_rZ)
-    if len(noise_rMZ) == block.patches:
+def _targets(std_rZ: Tensor, noise_MrZ: Tensor) -> _Targets:
+    noise_rMZ = noise_MrZ.transpose(0, 1)
+    if len(noise_rMZ) == len(std_rZ):
         return _OwnTargets(noise_rMZ * std_rZ.unsqueeze(1))
     return _SharedTargets(std_rZ, noise_rMZ.squeeze(0))
 

@@ -4,7 +4,6 @@ megatron-core's order of axes is [sequence, batch, hidden]; here the sequence co
 """
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from calm_megatron.config.schema import BackboneConfig
 from calm_megatron.model.attention import CausalAttention, KVCache
+from calm_megatron.model.kernels import has_transformer_engine
 from calm_megatron.model.norms import RMSNorm
 from calm_megatron.parallel.tensor_ranks import TensorRanks
 
@@ -61,7 +61,7 @@ def linear_layers() -> tuple[type[nn.Module], type[nn.Module]]:
 
     TransformerEngine's have not yet been run with this code, for want of a GPU.
     """
-    if torch.cuda.is_available() and importlib.util.find_spec("transformer_engine"):
+    if has_transformer_engine():
         # Imported here because it is a package of GPU machines.
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 

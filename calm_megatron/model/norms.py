@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calm_megatron.model.kernels import apex_rms_norm
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm as in Llama: statistics in fp32, rounded to the input's type, then times the weight.
@@ -16,10 +18,13 @@ class RMSNorm(nn.Module):
     def __init__(self, hidden_size: int, eps: float, config: Any = None) -> None:
         super().__init__()
         self.eps = eps
+        self.fused = apex_rms_norm()
         self.weight = nn.Parameter(torch.ones(hidden_size))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., H) to (..., H), in the input's type."""
+        if self.fused is not None and hidden.is_cuda:
+            return self.fused(hidden, self.weight, self.weight.shape, self.eps)
         normed = F.rms_norm(hidden.float(), self.weight.shape, None, self.eps).to(hidden.dtype)
         return self.weight * normed
 

@@ -17,6 +17,7 @@ from calm_megatron.config.files import to_yaml
 from calm_megatron.config.schema import CalmConfig, RunConfig
 from calm_megatron.data.data_splits import DataSplits
 from calm_megatron.data.sampler import BatchSchedule
+from calm_megatron.model import kernels
 from calm_megatron.parallel import checkup, cpu_backend
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.parallel.checkup import Found
@@ -67,6 +68,7 @@ class Parts:
             "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "kernels": kernels.chosen(device),
         }
 
 

@@ -128,7 +128,8 @@ class EnergyHead(Head):
         samples_NRZ = self.ranks.gather_samples(latents)
         mean_RZ, log_std_RZ = posterior()
         N, M, Z = len(samples_NRZ), self.settings.num_target_samples, self.config.latent_size
-        target_noise = noise.normal_blocks("target", M, Z, chunk_patches(N, M, Z), self.settings.shared_noise_patches)
+        most = chunk_patches(N, M, Z, samples_NRZ.device)
+        target_noise = noise.normal_blocks("target", M, Z, most, self.settings.shared_noise_patches)
         terms = energy_score_of_blocks(samples_NRZ, mean_RZ, log_std_RZ, target_noise, self.settings.beta)
         parts = dict(zip(self.part_names, (terms.spread, terms.distance), strict=True))
         return HeadTerms(-terms.score, parts, samples_NRZ)
