@@ -12,7 +12,7 @@ from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import DiffusionHeadConfig, FlowHeadConfig, HeadConfig
 from calm_megatron.losses.gaussian_diffusion import schedule
 from calm_megatron.model.calm import Calm
-from calm_megatron.model.heads.denoiser import DenoisingHead, time_features
+from calm_megatron.model.heads.denoiser import TIMES, DenoiserInput, DenoisingHead, time_features
 from calm_megatron.model.heads.diffusion import DiffusionHead
 from calm_megatron.model.heads.flow import FlowHead
 from calm_megatron.model.noise import GivenNoise, KeyedNoise, NoiseOfRows
@@ -160,6 +160,22 @@ def test_a_perfect_network_gives_the_law_of_the_latents(kind: type[DenoisingHead
     samples = head.sample(torch.zeros(1000, 32), keyed(1000), 2, steps=steps)
     assert float(samples.mean()) == pytest.approx(0.7, abs=0.02)
     assert float(samples.std()) == pytest.approx(0.5, rel=0.03)
+
+
+def test_times_from_the_table_are_embedded_as_they_would_be_alone() -> None:
+    layer = DenoiserInput(hidden_size=8, latent_size=4)
+    time = torch.randint(TIMES, (5, 300))
+    assert time.numel() > TIMES
+    together = layer.embedded(time, torch.float32)
+    alone = torch.stack([layer.embedded(row, torch.float32) for row in time])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    weights = list(layer.time_in.parameters()) + list(layer.time_out.parameters())
+    for ours, expected in zip(
+        torch.autograd.grad(together.square().mean(), weights),
+        torch.autograd.grad(alone.square().mean(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_time_features_are_cosines_then_sines() -> None:

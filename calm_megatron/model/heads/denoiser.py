@@ -42,9 +42,15 @@ class DenoiserInput(nn.Module):
 
     def forward(self, hidden_RH: Tensor, noised_NRZ: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, R, H) and y, which is (N, R, H) for times (N, R) and (1, R, H) for one (1, 1)."""
-        waves = time_features(time).to(hidden_RH.dtype)
-        y = self.time_out(F.silu(self.time_in(waves))) + self.cond_embd(hidden_RH)
+        y = self.embedded(time, hidden_RH.dtype) + self.cond_embd(hidden_RH)
         return self.input_proj(noised_NRZ.to(hidden_RH.dtype)), y
+
+    def embedded(self, time: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embeddings (..., H) of times; where more are asked for than there are, each once, in a table."""
+        if time.numel() > TIMES:
+            return F.embedding(time, self.embedded(torch.arange(TIMES, device=time.device), dtype))
+        embedded: Tensor = self.time_out(F.silu(self.time_in(time_features(time).to(dtype))))
+        return embedded
 
 
 class DenoiserBlock(nn.Module):
