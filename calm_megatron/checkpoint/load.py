@@ -42,8 +42,11 @@ def saved_config(path: str | Path) -> RunConfig:
 
 
 def tokenizer_fingerprint(path: str | Path) -> str | None:
-    """SHA-256 of the tokenizer whose ids a run or checkpoint was trained on; none if it is not known."""
-    return Manifest.load(find_checkpoint(path)).fingerprints.get("tokenizer")
+    """SHA-256 of the tokenizer whose ids a run or checkpoint was trained on; none if it is not known.
+
+    Of an official folder it is not: its file is written in other words each time that someone saves it.
+    """
+    return None if is_official(Path(path)) else Manifest.load(find_checkpoint(path)).fingerprints.get("tokenizer")
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:

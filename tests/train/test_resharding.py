@@ -137,6 +137,6 @@ def demand_the_same_run(folder: Path, move: Move) -> None:
     straight = read_log(folder / move.before.model / "log.jsonl")
     for name in ("loss", "grad_norm"):
         ours, theirs = read_log(run / "log.jsonl").series(name)[1], straight.series(name)[1]
-        close = {"fp32": 1e-4, "bf16": 2**-8 if name == "loss" else 2**-5}[move.before.precision]
+        close = {"fp32": 1e-4, "bf16": 2**-8 if name == "loss" else 2**-4}[move.before.precision]
         assert len(ours) == ALL
         assert ours == pytest.approx(theirs, rel=close)
