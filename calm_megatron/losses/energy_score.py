@@ -23,8 +23,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 20
-"""Numbers in the largest tensor of a chunk, at most (unless one patch has more): 4 MiB, which caches hold."""
+CHUNK_NUMBERS = 1 << 19
+"""Numbers in the largest tensor of a chunk, at most (unless one patch has more): 2 MiB, which caches hold."""
 GPU_CHUNK_NUMBERS = 1 << 25
 """The same on a GPU, which wants to be full: 128 MiB."""
 _CPU = torch.device("cpu")
@@ -83,9 +83,13 @@ def energy_score_of_blocks(
 
 
 def chunk_patches(samples: int, targets: int, latent_size: int, device: torch.device = _CPU) -> int:
-    """Patches of a chunk for N, M and Z."""
-    numbers = CHUNK_NUMBERS if device.type == "cpu" else GPU_CHUNK_NUMBERS
-    return max(1, numbers // (max(samples, targets) * max(samples, latent_size)))
+    """Patches of a chunk for N, M and Z, each with noise of its own."""
+    return _fitting(max(samples, targets) * max(samples, latent_size), device)
+
+
+def _fitting(numbers: int, device: torch.device) -> int:
+    """Patches that a chunk has room for, if the largest tensor has so many numbers for each."""
+    return max(1, (CHUNK_NUMBERS if device.type == "cpu" else GPU_CHUNK_NUMBERS) // numbers)
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -144,7 +148,11 @@ def _cut(blocks: Iterable[NoiseBlock], samples: int) -> Iterator[NoiseBlock]:
     """Blocks of at most a chunk; pieces of shared noise keep it whole."""
     for patches, noise_MrZ in blocks:
         targets, own, latent_size = noise_MrZ.shape
-        most = chunk_patches(samples, targets, latent_size, noise_MrZ.device)
+        device = noise_MrZ.device
+        if own == patches:
+            most = chunk_patches(samples, targets, latent_size, device)
+        else:
+            most = _fitting(samples * max(samples, targets, latent_size), device)
         for first in range(0, patches, most):
             noise = noise_MrZ[:, first : first + most] if own == patches else noise_MrZ
             yield NoiseBlock(min(most, patches - first), noise)
@@ -228,14 +236,12 @@ class _SharedTargets:
 
 
 def _power(squared: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """D = squared^(beta / 2) and w = beta D / squared, with w = 0 where the points coincide.
+    """D = squared^(beta / 2) and D / squared, which is 0 where the points coincide.
 
-    So do points whose squared distance is below the normal numbers of fp32: there w leaves its range.
+    So do points whose squared distance is below the normal numbers of fp32: there the quotient leaves its range.
     """
     distance = squared.pow(beta / 2)
-    apart = squared >= torch.finfo(squared.dtype).tiny
-    weight = torch.where(apart, beta * distance / squared, 0.0)
-    return distance, weight
+    return distance, (distance / squared).masked_fill_(squared < torch.finfo(squared.dtype).tiny, 0.0)
 
 
 def _among_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -247,16 +253,15 @@ def _among_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     count = len(samples_NrZ)
     spread_r = samples_NrZ.new_zeros(samples_NrZ.shape[1])
     gradient_NrZ = torch.zeros_like(samples_NrZ)
-    for shift in range(1, count // 2 + 1):
-        # Sample i beside sample i + shift, around the circle: so each pair comes once, opposite ones twice.
-        share = 0.5 if 2 * shift == count else 1.0
-        difference_NrZ = samples_NrZ - samples_NrZ.roll(-shift, dims=0)
-        distance_Nr, weight_Nr = _power(difference_NrZ.square().sum(dim=-1), beta)
-        spread_r.add_(distance_Nr.sum(dim=0), alpha=2 * share)
-        pull_NrZ = difference_NrZ.mul_((share * weight_Nr).unsqueeze(-1))
-        gradient_NrZ.add_(pull_NrZ).sub_(pull_NrZ.roll(shift, dims=0))
+    for first in range(count - 1):
+        difference_nrZ = samples_NrZ[first + 1 :] - samples_NrZ[first]
+        distance_nr, weight_nr = _power(torch.linalg.vector_norm(difference_nrZ, dim=-1).square_(), beta)
+        spread_r += distance_nr.sum(dim=0)
+        pull_nrZ = difference_nrZ.mul_(weight_nr.unsqueeze(-1))
+        gradient_NrZ[first + 1 :] += pull_nrZ
+        gradient_NrZ[first] -= pull_nrZ.sum(dim=0)
     pairs = count * (count - 1)
-    return spread_r / pairs, gradient_NrZ.mul_(2 / pairs)
+    return spread_r * (2 / pairs), gradient_NrZ.mul_(2 * beta / pairs)
 
 
 def _to_targets(centred_NrZ: Tensor, targets: _Targets, beta: float) -> tuple[Tensor, Tensor]:
@@ -277,4 +282,4 @@ def _to_targets(centred_NrZ: Tensor, targets: _Targets, beta: float) -> tuple[Te
     gradient_NrZ.sub_(targets.weighted(weight_NrM))
     gradient_NrZ.index_put_((sample_Q, patch_Q), weight_Q.unsqueeze(-1) * difference_QZ, accumulate=True)
     count = len(centred_NrZ) * distance_NrM.shape[-1]
-    return distance_NrM.sum(dim=(0, 2)) / count, gradient_NrZ.div_(count)
+    return distance_NrM.sum(dim=(0, 2)) / count, gradient_NrZ.mul_(beta / count)
