@@ -272,8 +272,10 @@ def _to_targets(centred_NrZ: Tensor, targets: _Targets, beta: float) -> tuple[Te
     """
     lengths_NrM, inner_NrM = targets.products(centred_NrZ)
     squared_NrM = torch.sub(lengths_NrM, inner_NrM, alpha=2)
-    near = (squared_NrM < _NEAR * lengths_NrM).nonzero(as_tuple=True)
-    distance_NrM, weight_NrM = _power(squared_NrM.clamp_(min=0), beta)
+    least_NrM = lengths_NrM.mul_(_NEAR).clamp_(min=torch.finfo(squared_NrM.dtype).tiny)
+    near = (squared_NrM <= least_NrM).nonzero(as_tuple=True)
+    distance_NrM = squared_NrM.pow(beta / 2)
+    weight_NrM = torch.div(distance_NrM, squared_NrM, out=squared_NrM)
     sample_Q, patch_Q, target_Q = near
     difference_QZ = centred_NrZ[sample_Q, patch_Q] - targets.some(patch_Q, target_Q)
     distance_Q, weight_Q = _power(difference_QZ.square().sum(dim=-1), beta)
