@@ -2,7 +2,7 @@
 
 Usage: torchrun ... -m benchmarks.simulation_worker JOBS FOLDER, with jobs {"name": [settings, ...]}.
 
-A stage is timed alone with all ranks at work, as they are in a step, so that they share the machine alike.
+A stage is timed by itself with all ranks at work, as they are in a step, so that they share the machine alike.
 """
 
 import json
@@ -22,12 +22,13 @@ from calm_megatron.parallel.grid import Grid
 from calm_megatron.train.engine import Engine
 
 ROUNDS = 5
+SECONDS_AT_WORK = 0.5
 
 
 def main() -> None:
-    """Measure each job; the findings are medians."""
+    """Measure each job; the findings are those of each round."""
     jobs, findings = jobs_of_rank(sys.argv)
-    found = {}
+    found: dict[str, list[dict[str, float]]] = {}
     for name, settings in jobs.items():
         config = small(*settings)
         grid = start(config)
@@ -35,17 +36,17 @@ def main() -> None:
         batches = micro_batches(config, grid, 0)
         trained.train_step(batches, 0)
         state = torch.zeros(_state_shape(trained, config, grid), device=grid.device)
-        rounds = []
+        found[name] = []
         for step in range(1, ROUNDS + 1):
-            part = _stage_alone(trained, batches[0], state)
-            sent = _sending(state, grid)
+            forward, backward = _stage_at_work(trained, batches[0], state)
+            sent, update = _sending(state, grid), _update_alone(trained)
             dist.barrier()
             start_of_step = time.perf_counter()
             trained.train_step(micro_batches(config, grid, step), step)
-            rounds.append((*part, sent, time.perf_counter() - start_of_step))
-        update = _update_alone(trained)
-        forward, backward, sent, whole = (statistics.median(times) for times in zip(*rounds, strict=True))
-        found[name] = {"forward": forward, "backward": backward, "send": sent, "update": update, "step": whole}
+            whole = time.perf_counter() - start_of_step
+            found[name].append(
+                {"forward": forward, "backward": backward, "send": sent, "update": update, "step": whole}
+            )
         trained.engine.destroy()
     findings.write_text(json.dumps(found))
     parallel.stop()
@@ -64,25 +65,30 @@ def _state_shape(trained: Engine, config: RunConfig, grid: Grid) -> list[int]:
     return shape[0]
 
 
-def _stage_alone(trained: Engine, batch: Batch, state: Tensor) -> tuple[float, float]:
-    """Seconds of forward and backward pass of a micro-batch, while the other stage does the same."""
+def _stage_at_work(trained: Engine, batch: Batch, state: Tensor) -> tuple[float, float]:
+    """Seconds of forward and backward pass of a micro-batch, while the other stage does the same all the time."""
     stages = trained.grid.stages
     received = None if stages.is_first else state.clone().requires_grad_()
 
     def module(*arguments: object) -> object:
         return trained.model(*arguments, received=received)
 
+    passes = []
     dist.barrier()
-    start_of_pass = time.perf_counter()
-    result = trained.task.forward(module, batch, 0)
-    middle = time.perf_counter()
-    if isinstance(result, Tensor):
-        result.backward(torch.zeros_like(result))
-    else:
-        result.loss.backward()
-    end = time.perf_counter()
+    end = begin = time.perf_counter()
+    while end - begin < SECONDS_AT_WORK:
+        start_of_pass = time.perf_counter()
+        result = trained.task.forward(module, batch, 0)
+        middle = time.perf_counter()
+        if isinstance(result, Tensor):
+            result.backward(torch.zeros_like(result))
+        else:
+            result.loss.backward()
+        end = time.perf_counter()
+        passes.append((middle - start_of_pass, end - middle))
     trained.model.zero_grad(set_to_none=False)
-    return middle - start_of_pass, end - middle
+    forward, backward = (statistics.median(times) for times in zip(*passes, strict=True))
+    return forward, backward
 
 
 def _sending(state: Tensor, grid: Grid) -> float:
@@ -99,15 +105,14 @@ def _sending(state: Tensor, grid: Grid) -> float:
 
 
 def _update_alone(trained: Engine) -> float:
-    """Seconds of the optimizer's step."""
+    """Seconds of what ends a step: the gradients' norm over all ranks, and the optimizer."""
     for weight in trained.model.parameters():
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    times = []
-    for _ in range(ROUNDS):
-        start_of_step = time.perf_counter()
-        trained.optimizer.step()
-        times.append(time.perf_counter() - start_of_step)
-    return statistics.median(times)
+    dist.barrier()
+    start_of_update = time.perf_counter()
+    trained._clipped_norm()
+    trained.optimizer.step()
+    return time.perf_counter() - start_of_update
 
 
 if __name__ == "__main__":

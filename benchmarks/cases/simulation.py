@@ -1,9 +1,12 @@
 """Simulated against measured steps of a pipeline of two gloo ranks: ratio = simulated / measured, 1 if they agree.
 
-The simulation is given what each stage takes alone. Four cuts, each with its own number of micro-batches.
+The simulation is given what each stage takes by itself just before each step; the ratio is the median over rounds. Four
+cuts, each with its own number of micro-batches.
 """
 
-from benchmarks.harness import Part, Row, counted
+from collections.abc import Mapping
+
+from benchmarks.harness import Part, Row, counted, row
 from benchmarks.small_run import launch
 from calm_megatron.plan.simulation import StageTimes, simulate
 
@@ -29,15 +32,15 @@ def run() -> Row:
     first, last = launch("simulation_worker", 2, jobs, timeout=1200)
     parts = []
     for name, (micro_batches, _) in CUTS.items():
-        stages = [
-            StageTimes(rank[name]["forward"], rank[name]["backward"], rank[name]["send"], rank[name]["send"],
-                       rank[name]["update"])
-            for rank in (first, last)
-        ]  # fmt: skip
-        measured = max(rank[name]["step"] for rank in (first, last))
-        parts.append(
-            Part(
-                f"{name}, {micro_batches} micro-batches", 1e3 * measured, 1e3 * simulate(stages, micro_batches).seconds
-            )
-        )
+        rounds = list(zip(first[name], last[name], strict=True))
+        measured = [max(rank["step"] for rank in ranks) for ranks in rounds]
+        simulated = [simulate([_times(rank) for rank in ranks], micro_batches).seconds for ranks in rounds]
+        found = row(measured, simulated, "s")
+        ours = 1e3 * found.ours
+        parts.append(Part(f"{name}, {micro_batches} micro-batches", ours, found.ratio * ours))
     return counted(parts, "ms")
+
+
+def _times(rank: Mapping[str, float]) -> StageTimes:
+    """Of one round."""
+    return StageTimes(rank["forward"], rank["backward"], rank["send"], rank["send"], rank["update"])
