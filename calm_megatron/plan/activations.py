@@ -8,7 +8,7 @@ tensor ranks samples, and everything within `/t` shared by the tensor ranks. Nor
                         the gated MLP (/t), and the mask
     patch embedding     8 K ids, E K H, 4 E H / t, 4 H + 8
     head, input         n (E noise + 4 H + 8) + E H + 4 H + 8
-    head, block         n (4 H + 8 + 9 E H); E H once for all blocks
+    head, block         n (4 H + 8 + 8 E H); E H once for all blocks
     head, output        n (4 H + 8 + 3 E H), and 4 N Z for the gradient of the energy score
 
 With full recomputation a Transformer layer keeps E H and a block n E H, and the largest of them is there in full while
@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, EnergyHeadConfig, RunConfig
 from calm_megatron.plan.stages import stage_layers
+
+TARGET_NUMBERS = 1 << 25
+"""Of the targets' noise that is there at a time on a GPU: `losses.energy_score.GPU_CHUNK_NUMBERS`, without torch."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class ActivationMemory:
     samples: int
     """Of the energy score: the gradient by the samples of the micro-batches on their way."""
     targets: int
-    """Of the energy score: the noise of the target samples, while it is computed."""
+    """Of the energy score: the noise of a chunk of the target samples, on a GPU."""
 
     @property
     def total(self) -> int:
@@ -73,7 +76,7 @@ def activation_memory(
         activations=kept * on_their_way,
         recomputed=again,
         samples=4 * head.num_samples * rows * model.latent_size * on_their_way if last else 0,
-        targets=4 * head.num_target_samples * rows * model.latent_size if last else 0,
+        targets=4 * min(head.num_target_samples * rows * model.latent_size, TARGET_NUMBERS) if last else 0,
     )
 
 
@@ -119,7 +122,7 @@ class _Sizes:
             return predicted * (n * (E * model.head.noise_size + norm) + E * H + norm)
         if name == "head.output":
             return predicted * n * (norm + 3 * E * H)
-        return predicted * n * (norm + 9 * E * H)
+        return predicted * n * (norm + 8 * E * H)
 
     def input_alone(self, name: str) -> int | None:
         """What it keeps if it is computed again; none if it never is."""

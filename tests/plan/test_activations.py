@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks.small_run import autoencoder, launch, small
-from calm_megatron.plan.activations import activation_memory
+from calm_megatron.losses.energy_score import GPU_CHUNK_NUMBERS
+from calm_megatron.plan.activations import TARGET_NUMBERS, activation_memory
 
 TENSOR = "parallel.tensor_model_parallel_size=2"
 PIPE = "parallel.pipeline_model_parallel_size=2"
@@ -39,6 +40,13 @@ def test_activations_are_what_was_kept() -> None:
             formula = activation_memory(config, data_ranks, stage, autoencoder(config))
             ratios[f"{name}, {stage}"] = (formula.activations + formula.samples) / found[stage * 2 // pipe][name]
     assert ratios == {name: pytest.approx(1, rel=0.1) for name in ratios}
+
+
+def test_targets_are_no_more_than_a_chunk() -> None:
+    assert TARGET_NUMBERS == GPU_CHUNK_NUMBERS
+    few, many = (activation_memory(small(f"train.micro_batch_size={size}", f"train.global_batch_size={size}"))
+                 for size in (1, 100_000))  # fmt: skip
+    assert 0 < few.targets < many.targets == 4 * GPU_CHUNK_NUMBERS
 
 
 def test_other_heads_are_not_known() -> None:

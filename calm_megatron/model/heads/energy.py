@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import CalmConfig, EnergyHeadConfig
 from calm_megatron.losses.energy_score import chunk_patches, energy_score_of_blocks
+from calm_megatron.model.gated_silu import gated_silu
 from calm_megatron.model.heads.head import (
     LAYER_NORM_EPSILON,
     Head,
@@ -75,7 +76,7 @@ class HeadBlock(nn.Module):
         """Returns the new x (N, R, H)."""
         inner = F.silu(self.linear_mid(F.silu(self.linear_in(self.in_ln(x_NRH), y_RH))))
         gate, up = self.linear_gate_up(inner).chunk(2, dim=-1)
-        output: Tensor = x_NRH + self.down_proj(F.silu(gate) * up)
+        output: Tensor = x_NRH + self.down_proj(gated_silu(gate, up))
         return output
 
 
