@@ -38,24 +38,28 @@ def run_plan_text(
     """Parameters, FLOPs, memory by kind, traffic, time, and other layouts.
 
     Raises:
-        UserError: the run trains no CALM with an energy head, or its layout does not divide.
+        UserError: the run trains no CALM with an energy head, or neither its layout nor another divides.
     """
     model, assumed = config.model, assumed or Assumptions()
     if not isinstance(model, CalmConfig) or not isinstance(model.head, EnergyHeadConfig):
         raise UserError(
             "memory and pace are known for CALM with an energy head alone", "the config", "plan --stages works for all"
         )
+    others = ranked(config, gpus, gpu, assumed, autoencoder)
+    parts = [_parts(config, model, autoencoder)]
     try:
         layout = layout_of(config, gpus, gpu, assumed, autoencoder)
     except ValueError:
         what = f"tensor ranks x stages do not divide {gpus} GPUs, or micro-batches x data ranks the global batch"
-        raise UserError(what, "the layout", "see the layouts that fit: python tools/plan.py without layout") from None
-    parts = [
-        _parts(config, model, autoencoder),
+        if not others:
+            raise UserError(what, "the layout", "take another number of GPUs, or train.global_batch_size") from None
+        layout = others[0]
+        parts.append(f"{what}: this is the quickest layout that fits, the first of those at the end")
+    parts += [
         _memory(layout, gpu),
         _traffic(layout, autoencoder),
-        _pace(layout.pace, config, gpus, gpu, assumed),
-        _others(ranked(config, gpus, gpu, assumed, autoencoder)),
+        _pace(layout.pace, layout.config, gpus, gpu, assumed),
+        _others(others),
     ]
     return "\n\n".join(parts)
 

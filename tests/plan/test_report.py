@@ -90,6 +90,12 @@ def test_the_tool_plans_a_run(program: Program) -> None:
     assert "assumed: matrix products at 50% of the peak" in done.stdout and "layouts that fit" in done.stdout
 
 
+def test_a_layout_that_does_not_divide_is_replaced_by_the_quickest(program: Program) -> None:
+    done = program(TOOL, XL, NODE, "--gpus", "256")  # four sequences at a time for each of 256 ranks are too many
+    assert done.returncode == 0, done.stderr
+    assert "256 GPUs, or micro-batches x data ranks the global batch: this is the quickest" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
