@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from calm_megatron.config.schema import AutoencoderConfig
 from calm_megatron.losses.reconstruction import ReconstructionTerms, reconstruction_loss
 from calm_megatron.losses.vocabulary import linear_argmax, linear_cross_entropy
-from calm_megatron.model.gated_silu import gated_silu
 from calm_megatron.model.norms import RMSNorm
 from calm_megatron.parallel.random_streams import RandomStreams
 
@@ -57,7 +56,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., H) to (..., H)."""
-        output: Tensor = self.down_proj(gated_silu(self.gate_proj(hidden), self.up_proj(hidden)))
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
         return output
 
 

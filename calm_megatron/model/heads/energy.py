@@ -75,8 +75,7 @@ class HeadBlock(nn.Module):
     def forward(self, x_NRH: Tensor, y_RH: Tensor) -> Tensor:
         """Returns the new x (N, R, H)."""
         inner = F.silu(self.linear_mid(F.silu(self.linear_in(self.in_ln(x_NRH), y_RH))))
-        gate, up = self.linear_gate_up(inner).chunk(2, dim=-1)
-        output: Tensor = x_NRH + self.down_proj(gated_silu(gate, up))
+        output: Tensor = x_NRH + self.down_proj(gated_silu(self.linear_gate_up(inner)))
         return output
 
 
