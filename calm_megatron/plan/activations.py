@@ -8,8 +8,8 @@ tensor ranks samples, and everything within `/t` shared by the tensor ranks. Nor
                         the gated MLP (/t), and the mask
     patch embedding     8 K ids, E K H, 4 E H / t, 4 H + 8
     head, input         n (E noise + 4 H + 8) + E H + 4 H + 8
-    head, block         n (4 H + 8 + 8 E H); E H once for all blocks
-    head, output        n (4 H + 8 + 3 E H), and 4 N Z for the gradient of the energy score
+    head, block         n (4 H + 8 + 5 E H); E H once for all blocks
+    head, output        n (4 H + 8 + 2 E H), and 4 N Z for the gradient of the energy score
 
 With full recomputation a Transformer layer keeps E H and a block n E H, and the largest of them is there in full while
 it is computed again. The counts of torch agree (tests/plan/test_activations.py). On a GPU, TransformerEngine's layers
@@ -121,8 +121,8 @@ class _Sizes:
         if name == "head.input":
             return predicted * (n * (E * model.head.noise_size + norm) + E * H + norm)
         if name == "head.output":
-            return predicted * n * (norm + 3 * E * H)
-        return predicted * n * (norm + 8 * E * H)
+            return predicted * n * (norm + 2 * E * H)
+        return predicted * n * (norm + 5 * E * H)
 
     def input_alone(self, name: str) -> int | None:
         """What it keeps if it is computed again; none if it never is."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import CalmConfig, EnergyHeadConfig
 from calm_megatron.losses.energy_score import chunk_patches, energy_score_of_blocks
-from calm_megatron.model.gated_silu import gated_silu
+from calm_megatron.model.activated_linear import GatedSiluLinear, SiluLinear
 from calm_megatron.model.heads.head import (
     LAYER_NORM_EPSILON,
     Head,
@@ -68,14 +68,14 @@ class HeadBlock(nn.Module):
         super().__init__()
         self.in_ln = LayerNorm(hidden_size, eps=LAYER_NORM_EPSILON)
         self.linear_in = ConditionedLinear(hidden_size)
-        self.linear_mid = nn.Linear(hidden_size, hidden_size)
-        self.linear_gate_up = nn.Linear(hidden_size, 2 * hidden_size)
-        self.down_proj = nn.Linear(hidden_size, hidden_size)
+        self.linear_mid = SiluLinear(hidden_size, hidden_size)
+        self.linear_gate_up = SiluLinear(hidden_size, 2 * hidden_size)
+        self.down_proj = GatedSiluLinear(hidden_size, hidden_size)
 
     def forward(self, x_NRH: Tensor, y_RH: Tensor) -> Tensor:
         """Returns the new x (N, R, H)."""
-        inner = F.silu(self.linear_mid(F.silu(self.linear_in(self.in_ln(x_NRH), y_RH))))
-        output: Tensor = x_NRH + self.down_proj(gated_silu(self.linear_gate_up(inner)))
+        inner = self.linear_mid(self.linear_in(self.in_ln(x_NRH), y_RH))
+        output: Tensor = x_NRH + self.down_proj(self.linear_gate_up(inner))
         return output
 
 
@@ -86,11 +86,11 @@ class HeadOutput(nn.Module):
         super().__init__()
         self.in_ln = LayerNorm(hidden_size, eps=LAYER_NORM_EPSILON)
         self.linear_in = nn.Linear(hidden_size, hidden_size)
-        self.linear_out = nn.Linear(hidden_size, latent_size)
+        self.linear_out = SiluLinear(hidden_size, latent_size)
 
     def forward(self, x_NRH: Tensor) -> Tensor:
         """Latents (N, R, Z)."""
-        output: Tensor = self.linear_out(F.silu(self.linear_in(self.in_ln(x_NRH))))
+        output: Tensor = self.linear_out(self.linear_in(self.in_ln(x_NRH)))
         return output
 
 
