@@ -15,6 +15,7 @@ with y = s e, ||a - y||^2 = |a|^2 - 2 (a s) . e + s^2 . e^2, two products of mat
 """
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class EnergyTerms:
 
 
 class NoiseBlock(NamedTuple):
-    """Standard normal noise of the targets of some patches, one after the other."""
+    """Standard normal noise of the targets of some patches, one after the other; who takes it may write into it."""
 
     patches: int
     noise_MrZ: Tensor
@@ -64,7 +65,7 @@ def energy_score(
         The terms; `score` carries the gradient, the other two are detached.
     """
     rows = chunk_patches(len(samples_NRZ), len(target_noise_MRZ), samples_NRZ.shape[-1], samples_NRZ.device)
-    blocks = (NoiseBlock(noise.shape[1], noise) for noise in target_noise_MRZ.split(rows, dim=1))
+    blocks = (NoiseBlock(noise.shape[1], noise.clone()) for noise in target_noise_MRZ.split(rows, dim=1))
     return energy_score_of_blocks(samples_NRZ, mean_RZ, log_std_RZ, blocks, beta)
 
 
@@ -193,8 +194,9 @@ class _Targets(Protocol):
 
 def _targets(std_rZ: Tensor, noise_MrZ: Tensor) -> _Targets:
     noise_rMZ = noise_MrZ.transpose(0, 1)
-    if len(noise_rMZ) == len(std_rZ):
-        return _OwnTargets(noise_rMZ * std_rZ.unsqueeze(1))
+    if len(noise_rMZ) == len(std_rZ) > 1:
+        return _OwnTargets(noise_rMZ.mul_(std_rZ.unsqueeze(1)))
+    # Of a single patch, too: its noise may be that of other patches, in other chunks.
     return _SharedTargets(std_rZ, noise_rMZ.squeeze(0))
 
 
@@ -205,7 +207,7 @@ class _OwnTargets:
     targets_rMZ: Tensor
 
     def products(self, centred_NrZ: Tensor) -> tuple[Tensor, Tensor]:
-        lengths_rM = torch.linalg.vector_norm(self.targets_rMZ, dim=-1).square()
+        lengths_rM = torch.linalg.vector_norm(self.targets_rMZ, dim=-1).square_()
         inner_rNM = torch.bmm(centred_NrZ.transpose(0, 1), self.targets_rMZ.transpose(1, 2))
         return centred_NrZ.square().sum(dim=-1, keepdim=True) + lengths_rM, inner_rNM.transpose(0, 1)
 
@@ -244,12 +246,35 @@ def _power(squared: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return distance, (distance / squared).masked_fill_(squared < torch.finfo(squared.dtype).tiny, 0.0)
 
 
-def _among_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Mean distance among the samples and its gradient.
+def _near(squared: Tensor, lengths: Tensor) -> Tensor:
+    """Which squared distances |a - b|^2 have lost digits beside |a|^2 + |b|^2, or are not normal numbers."""
+    least = squared.new_tensor(torch.finfo(squared.dtype).tiny)
+    return squared <= torch.add(least, lengths, alpha=_NEAR)
 
-    Squares are taken of differences: the samples coincide at the start of training, where the expansion
-    |a|^2 + |b|^2 - 2ab would be all rounding. With N = 8 that costs little.
-    """
+
+def _among_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Mean distance among the samples and its gradient, by matrix products unless some lie near to each other."""
+    count = len(samples_NrZ)
+    samples_rNZ = samples_NrZ.transpose(0, 1)
+    inner_rNN = torch.bmm(samples_rNZ, samples_rNZ.transpose(1, 2))
+    lengths_rN = inner_rNN.diagonal(dim1=1, dim2=2)
+    lengths_rNN = lengths_rN.unsqueeze(1) + lengths_rN.unsqueeze(2)
+    squared_rNN = torch.sub(lengths_rNN, inner_rNN, alpha=2)
+    squared_rNN.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    if bool(_near(squared_rNN, lengths_rNN).any()):
+        return _among_near_samples(samples_NrZ, beta)
+    distance_rNN = squared_rNN.pow(beta / 2)
+    weight_rNN = distance_rNN / squared_rNN
+    for each in (distance_rNN, weight_rNN):
+        each.diagonal(dim1=1, dim2=2).zero_()
+    gradient_rNZ = weight_rNN.sum(dim=2, keepdim=True) * samples_rNZ
+    gradient_rNZ.baddbmm_(weight_rNN, samples_rNZ, alpha=-1)
+    pairs = count * (count - 1)
+    return distance_rNN.sum(dim=(1, 2)) / pairs, gradient_rNZ.mul_(2 * beta / pairs).transpose(0, 1)
+
+
+def _among_near_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The same by differences: the samples coincide at the start of training, where products would be all rounding."""
     count = len(samples_NrZ)
     spread_r = samples_NrZ.new_zeros(samples_NrZ.shape[1])
     gradient_NrZ = torch.zeros_like(samples_NrZ)
@@ -272,8 +297,7 @@ def _to_targets(centred_NrZ: Tensor, targets: _Targets, beta: float) -> tuple[Te
     """
     lengths_NrM, inner_NrM = targets.products(centred_NrZ)
     squared_NrM = torch.sub(lengths_NrM, inner_NrM, alpha=2)
-    least_NrM = lengths_NrM.mul_(_NEAR).clamp_(min=torch.finfo(squared_NrM.dtype).tiny)
-    near = (squared_NrM <= least_NrM).nonzero(as_tuple=True)
+    near = _near(squared_NrM, lengths_NrM).nonzero(as_tuple=True)
     distance_NrM = squared_NrM.pow(beta / 2)
     weight_NrM = torch.div(distance_NrM, squared_NrM, out=squared_NrM)
     sample_Q, patch_Q, target_Q = near

@@ -99,7 +99,7 @@ class GivenNoise:
         if shared != 1:
             raise ValueError(f"noise '{purpose}' is given for each patch, and cannot be shared by {shared}")
         for noise in self.normal(purpose, count, size).split(most, dim=1):
-            yield NoiseBlock(noise.shape[1], noise)
+            yield NoiseBlock(noise.shape[1], noise.clone())
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ No draw depends on a rank, a micro-batch or how often it is made: every layout s
 draws it again. A sequence's patches and head samples lie along the axes of one draw, so a rank that needs only some of
 them slices the same numbers.
 
-On CPU the streams are numpy's SFC64; on GPU torch's Philox on the device, which gives other numbers than the CPU.
+On CPU uniform numbers are of numpy's SFC64, and normal ones of torch's Mersenne Twister, since torch forms
+them in a third of the time. On GPU all are of torch's Philox on the device, which gives other numbers than the CPU.
 """
 
+import functools
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 Shape = Sequence[int]
-_TOGETHER = 1 << 17
-"""Normal numbers that are formed at a time, about: 512 KiB, which caches hold."""
+_LANES = 16
+"""Normal numbers that torch forms together: rows of a multiple of them are the same wherever a draw is cut."""
+_TWISTER_WORDS = 624
 
 
 class RandomStreams:
@@ -42,10 +44,10 @@ class RandomStreams:
         """
         seed = key(self.seed, purpose, step, sequence)
         if self.device.type == "cpu":
-            on_cpu = np.random.Generator(np.random.SFC64(seed))
+            on_cpu = _twister(seed)
             for shape in shapes:
                 block = torch.empty(tuple(shape))
-                _cpu_normal(on_cpu, block)
+                _fill_normal(on_cpu, block)
                 yield block
         else:
             on_device = torch.Generator(self.device).manual_seed(seed >> 65)
@@ -58,13 +60,13 @@ class RandomStreams:
         step: int,
         sequence_ids: Sequence[int],
         shape: Shape,
-        on_cpu: Callable[[np.random.Generator, Tensor], None],
+        on_cpu: Callable[[int, Tensor], None],
         on_device: Callable[..., Tensor],
     ) -> Tensor:
         if self.device.type == "cpu":
             noise = torch.empty((len(sequence_ids), *shape))
             for row, sequence in enumerate(sequence_ids):
-                on_cpu(np.random.Generator(np.random.SFC64(key(self.seed, purpose, step, sequence))), noise[row])
+                on_cpu(key(self.seed, purpose, step, sequence), noise[row])
             return noise
         draws = []
         for sequence in sequence_ids:
@@ -82,39 +84,55 @@ def key(*parts: int | str) -> int:
 def initial_normal(seed: int, name: str, shape: Shape) -> Tensor:
     """N(0, 1) fp32 on CPU for the initial value of the whole (uncut) weight `name`."""
     values = torch.empty(tuple(shape))
-    _initial_stream(seed, name).standard_normal(out=values.numpy(), dtype=np.float32)
+    _sfc64(key(seed, "initial weight", name)).standard_normal(out=values.numpy(), dtype=np.float32)
     return values
 
 
 def initial_uniform(seed: int, name: str, shape: Shape) -> Tensor:
     """U[0, 1) fp32 on CPU for the initial value of the whole (uncut) weight `name`."""
     values = torch.empty(tuple(shape))
-    _cpu_uniform(_initial_stream(seed, name), values)
+    _cpu_uniform(key(seed, "initial weight", name), values)
     return values
 
 
-def _initial_stream(seed: int, name: str) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64(key(seed, "initial weight", name)))
+def _sfc64(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64(seed))
 
 
-def _cpu_uniform(generator: np.random.Generator, out: Tensor) -> None:
-    generator.random(out=out.numpy(), dtype=np.float32)
+def _cpu_uniform(seed: int, out: Tensor) -> None:
+    _sfc64(seed).random(out=out.numpy(), dtype=np.float32)
 
 
-def _cpu_normal(generator: np.random.Generator, out: Tensor) -> None:
-    """Fill a tensor by the transform of Box and Muller (1958), which takes a third of the time of numpy's normals.
+def _cpu_normal(seed: int, out: Tensor) -> None:
+    _fill_normal(_twister(seed), out)
 
-    Each row (index of the first axis; a tensor of one axis is one row) takes its own uniform numbers, so rows that are
-    drawn apart are those that are drawn together. With uniform numbers of 24 bits, as torch's normals have, none lies
-    further out than 5.8.
+
+def _fill_normal(generator: torch.Generator, out: Tensor) -> None:
+    """Each row (index of the first axis; a tensor of one axis is one row) takes whole lanes.
+
+    So rows that are drawn apart are those that are drawn together. Of 24 bits, none lies further out than 5.8.
     """
     rows_Rn = out.view(len(out), -1) if out.dim() > 1 and out.numel() else out.view(1, -1)
-    count = rows_Rn.shape[1]
-    half = (count + 1) // 2
-    for part_rn in rows_Rn.split(max(1, _TOGETHER // max(1, count))):
-        uniform_rn = torch.empty(len(part_rn), 2 * half)
-        _cpu_uniform(generator, uniform_rn)
-        radius_rh = uniform_rn[:, :half].neg().log1p_().mul_(-2).sqrt_()
-        angle_rh = uniform_rn[:, half:] * (2 * math.pi)
-        torch.mul(radius_rh, angle_rh.cos(), out=part_rn[:, :half])
-        torch.mul(radius_rh[:, : count - half], angle_rh.sin_()[:, : count - half], out=part_rn[:, half:])
+    lacking = -rows_Rn.shape[1] % _LANES
+    if lacking:
+        whole_Rn = torch.empty(len(rows_Rn), rows_Rn.shape[1] + lacking)
+        rows_Rn.copy_(whole_Rn.normal_(generator=generator)[:, : rows_Rn.shape[1]])
+    else:
+        rows_Rn.normal_(generator=generator)
+
+
+def _twister(seed: int) -> torch.Generator:
+    """torch's generator with a whole state of its own; its seed alone would be 32 bits, too few for all keys."""
+    generator = torch.Generator()
+    state = _fresh_state().clone()
+    words = np.random.SFC64(seed).random_raw(_TWISTER_WORDS // 2).view(np.uint32)
+    # The state begins with seed, two counters and a place, 24 bytes together; then comes a word in each 8 bytes.
+    state.view(torch.int64)[3 : 3 + _TWISTER_WORDS] = torch.from_numpy(words.astype(np.int64))
+    generator.set_state(state)
+    return generator
+
+
+@functools.cache
+def _fresh_state() -> Tensor:
+    """Of a generator that has been seeded and not yet used, so that its words are twisted before the first draw."""
+    return torch.Generator().manual_seed(0).get_state()
