@@ -268,7 +268,7 @@ def _among_samples(samples_NrZ: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     for each in (distance_rNN, weight_rNN):
         each.diagonal(dim1=1, dim2=2).zero_()
     gradient_rNZ = weight_rNN.sum(dim=2, keepdim=True) * samples_rNZ
-    gradient_rNZ.baddbmm_(weight_rNN, samples_rNZ, alpha=-1)
+    gradient_rNZ.sub_(torch.bmm(weight_rNN, samples_rNZ))
     pairs = count * (count - 1)
     return distance_rNN.sum(dim=(1, 2)) / pairs, gradient_rNZ.mul_(2 * beta / pairs).transpose(0, 1)
 

@@ -36,7 +36,8 @@ def apex_fused_adam() -> type[Any] | None:
     if not torch.cuda.is_available():
         return None
     try:
-        import amp_C  # noqa: F401  # what FusedAdam runs, and wants only when it is made
+        # Imported here because both belong to GPU machines; FusedAdam runs the first, and wants it when it is made.
+        import amp_C  # noqa: F401
         from apex.optimizers import FusedAdam
     except ImportError:
         return None

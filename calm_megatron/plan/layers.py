@@ -75,7 +75,7 @@ def _products(matrices: Iterable[Matrix], positions: int) -> _Flops:
     total = _Flops(0)
     for matrix in matrices:
         once = 2 * positions * matrix.rows * matrix.inputs * matrix.outputs
-        total += _Flops(once, once * (2 if matrix.input_learns else 1), once if matrix.recomputed else 0)
+        total += _Flops(once, once * (2 if matrix.input_learns else 1), once)
     return total
 
 
@@ -104,12 +104,12 @@ def _attention(model: BackboneConfig, positions: int) -> _Flops:
 
 
 def _energy_score(model: CalmConfig, positions: int) -> _Flops:
-    """Distances of samples and targets and their gradient, both in the forward pass; other heads need no products.
+    """Distances among samples and to targets, and their gradient, both in the forward pass.
 
-    The distances among the samples are taken of differences, without a matrix product.
+    Other heads need no products; nor do samples that all but coincide, whose distances are taken of differences.
     """
     head = model.head
     if not isinstance(head, EnergyHeadConfig):
         return _Flops(0)
-    once = 2 * positions * head.num_samples * head.num_target_samples * model.latent_size
+    once = 2 * positions * head.num_samples * (head.num_samples + head.num_target_samples) * model.latent_size
     return _Flops(2 * once)

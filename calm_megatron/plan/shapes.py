@@ -29,8 +29,6 @@ class Matrix:
     """Vectors for each position: for each patch, or for each token of the baseline."""
     input_learns: bool = True
     """Whether the backward pass goes on to the input; noise has no gradient."""
-    recomputed: bool = True
-    """Whether recomputation of its layer needs the product: nothing in the backward pass needs the last one."""
 
     @property
     def parameters(self) -> int:
@@ -124,7 +122,7 @@ def _energy_head(model: CalmConfig, head: EnergyHeadConfig) -> dict[str, Layer]:
         Matrix(H, H),
         Matrix(H, H, rows=N),
         Matrix(H, 2 * H, rows=N),
-        Matrix(H, H, rows=N, recomputed=False),
+        Matrix(H, H, rows=N),
     )
     output = (Matrix(H, H, rows=N), Matrix(H, model.latent_size, rows=N))
     return {
@@ -137,7 +135,7 @@ def _energy_head(model: CalmConfig, head: EnergyHeadConfig) -> dict[str, Layer]:
 def _denoising_head(model: CalmConfig) -> dict[str, Layer]:
     """Of diffusion and flow matching: all but the hidden state's embedding works on each of N samples.
 
-    The noised latent and its time have no gradient.
+    The noised latent and its time have no gradient. That a table of times serves many samples is not counted.
     """
     H, Z, N = model.hidden_size, model.latent_size, model.head.num_samples
     norm = 2 * H
