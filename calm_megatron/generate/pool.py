@@ -57,9 +57,8 @@ class DecodedPool:
         """Patches (R, K), one of each pool, with all their tokens."""
         place_R = torch.arange(len(index_R), device=index_R.device) * self._draws + index_R
         patch_RK = self.tokens_RNK.flatten(0, 1)[place_R]
-        for place in range(patch_RK.shape[1]):
-            missing_W = (patch_RK[:, place] == UNDECODED).nonzero().squeeze(1)
-            patch_RK[missing_W, place] = self._autoencoder.tokens_at(place, self._state_AH[place_R[missing_W]])
+        missing_RK = patch_RK == UNDECODED
+        patch_RK.T[missing_RK.T] = self._autoencoder.tokens_where(missing_RK, self._state_AH[place_R])
         return patch_RK
 
 

@@ -258,6 +258,14 @@ class FrozenAutoencoder:
         ids: Tensor = self._module.encoder.embed_tokens(self._module.decoder.of_tokens(state_RH, place), "tokens")
         return ids
 
+    @torch.no_grad()
+    def tokens_where(self, wanted_RK: Tensor, state_RH: Tensor) -> Tensor:
+        """Most probable tokens at the wanted places of patches, place after place, by one look at the vocabulary."""
+        decoder = self._module.decoder
+        hidden = [decoder.of_tokens(state_RH[wanted_R], place) for place, wanted_R in enumerate(wanted_RK.unbind(1))]
+        ids: Tensor = self._module.encoder.embed_tokens(torch.cat(hidden), "tokens")
+        return ids
+
     def _as_weights(self, latent: Tensor) -> Tensor:
         """In the type of the weights."""
         return latent.to(self._module.decoder.latent_to_hidden.weight.dtype)
