@@ -115,11 +115,7 @@ def saved_state(checkpoint: Path) -> SavedState:
     Raises:
         UserError: a file of it is missing or damaged.
     """
-    found = Manifest.load(checkpoint)
-    problems = found.problems(checkpoint)
-    if problems:
-        raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
-    return state_of(checkpoint, found)
+    return state_of(checkpoint, Manifest.verified(checkpoint))
 
 
 def state_of(checkpoint: Path, verified: Manifest) -> SavedState:

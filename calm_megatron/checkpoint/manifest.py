@@ -53,6 +53,18 @@ class Manifest:
             raise UserError(f"the format is '{manifest.format}', not '{FORMAT}'", str(path), "take another checkpoint")
         return manifest
 
+    @staticmethod
+    def verified(folder: Path) -> "Manifest":
+        """Read it, and look at all files of the checkpoint.
+
+        Raises:
+            UserError: it, or one of them, is missing or damaged.
+        """
+        manifest = Manifest.load(folder)
+        if problems := manifest.problems(folder):
+            raise UserError("; ".join(problems), str(folder), "take another checkpoint")
+        return manifest
+
     def problems(self, folder: Path, number: int = 0, count: int = 1) -> list[str]:
         """What is wrong with the files, or with the one of `count` shares of them that falls to rank `number`."""
         share = self.files[number::count]

@@ -6,9 +6,12 @@ What is not finished, or is being deleted, has a hidden name that ends in `.part
 import itertools
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from calm_megatron.config.atomic import write_atomically
+from calm_megatron.config.errors import UserError
 
 
 def make_room(aside: Path) -> None:
@@ -16,6 +19,49 @@ def make_room(aside: Path) -> None:
     for left in aside.parent.glob(".step_*.partial"):
         shutil.rmtree(left)
     aside.mkdir(parents=True)
+
+
+def demand_free(target: Path) -> None:
+    """Raise a `UserError` if something has the name already."""
+    if target.exists() or target.is_symlink():
+        raise UserError("there is something of this name", str(target), "name a folder that does not exist")
+
+
+@contextmanager
+def new_folder(target: Path, what: str = "result", mark: str = "") -> Iterator[Path]:
+    """A folder to write into, under a hidden name; it gets its own when the block ends well, else it goes.
+
+    Args:
+        target: its name.
+        what: it is, in words.
+        mark: begins the hidden name, where that of the target alone means something else.
+
+    Raises:
+        UserError: something has the name already, or the disk refuses.
+    """
+    demand_free(target)
+    aside = target.with_name(f".{mark}{target.name}.partial")
+    try:
+        with refusals_told(target, what):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            yield aside
+            for path in sorted(aside.rglob("*")):
+                sync(path)
+            publish(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def refusals_told(target: Path, what: str) -> Iterator[None]:
+    """Turn what the disk refuses into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the {what} could not be written: {error}", str(target), "make room, or name another folder"
+        ) from None
 
 
 def publish(aside: Path, final: Path) -> None:

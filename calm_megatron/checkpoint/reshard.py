@@ -49,8 +49,7 @@ def reshard(source: str | Path, target: Path, tensor_size: int, files: int, mete
     Raises:
         UserError: the source is damaged, its model cannot be cut so, or the target exists or cannot be written.
     """
-    if target.exists() or target.is_symlink():
-        raise UserError("there is something of this name", str(target), "name a folder that does not exist")
+    publish.demand_free(target)
     found = inspect_checkpoint(source, meter)
     if not found.whole:
         raise UserError("; ".join(found.problems), found.path, "take another checkpoint")
@@ -58,23 +57,15 @@ def reshard(source: str | Path, target: Path, tensor_size: int, files: int, mete
     config, state = saved_config(checkpoint), state_of(checkpoint, Manifest.load(checkpoint))
     _check_cut(config, tensor_size, files)
     _check_name(target, found.progress["step"])
-    aside = target.with_name(f".reshard.{target.name}.partial")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+    # Marked, as a run at work takes `.step_N.partial` for what a killed save of its own has left.
+    with publish.new_folder(target, "checkpoint", mark="reshard.") as aside:
         held = _places(state, tensor_size, files)
         shards = list(_write_shards(state, held, aside, meter))
         _write_facts(checkpoint, aside, shards, tensor_size, files)
         _demand_equal(found, inspect_checkpoint(aside, meter), meter)
-        publish.publish(aside, target)
-        if target.parent.name == "checkpoints":
+    if target.parent.name == "checkpoints":
+        with publish.refusals_told(target, "checkpoint"):
             publish.point_to(newest_checkpoint(target.parent), target.parent)
-    except OSError as error:
-        raise UserError(
-            f"the checkpoint could not be written: {error}", str(target), "make room, or name another folder"
-        ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return checkpoint
 
 

@@ -57,9 +57,7 @@ def open_weights(
         weights = official.state
     else:
         checkpoint = find_checkpoint(path)
-        manifest = Manifest.load(checkpoint)
-        if problems := manifest.problems(checkpoint):
-            raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
+        manifest = Manifest.verified(checkpoint)
         found = dict(manifest.fingerprints)
         _demand_same_model(saved_config(checkpoint).model, model, path)
         weights = state_of(checkpoint, manifest)

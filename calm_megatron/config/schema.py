@@ -371,3 +371,8 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def entry_point(self) -> str:
+        """The program that trains the model, in the project's folder."""
+        return "pretrain_ae.py" if isinstance(self.model, AutoencoderConfig) else "pretrain_calm.py"

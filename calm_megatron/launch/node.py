@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from calm_megatron.launch.words import Failure, Word, this_node
+from calm_megatron.config.machine import this_node
+from calm_megatron.launch.words import Failure, Word
 
 
 def main(words: Sequence[str]) -> int:

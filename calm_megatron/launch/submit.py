@@ -8,15 +8,10 @@ from pathlib import Path
 
 from calm_megatron.config.atomic import write_atomically
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import BackboneConfig, RunConfig
+from calm_megatron.config.schema import RunConfig
 from calm_megatron.launch import snapshot
 from calm_megatron.launch.job import JobConfig
 from calm_megatron.launch.sbatch import Program, script_text
-
-
-def entry_point(config: RunConfig) -> str:
-    """The program that trains the run's model."""
-    return "pretrain_calm.py" if isinstance(config.model, BackboneConfig) else "pretrain_ae.py"
 
 
 def preview(job: JobConfig, config: RunConfig) -> str:
@@ -65,7 +60,7 @@ def _script(job: JobConfig, config: RunConfig, folder: Path) -> str:
     program = Program(
         name=Path(config.run.directory).resolve().name,
         code=shlex.quote(str(folder / "code")),
-        script=entry_point(config),
+        script=config.entry_point,
         words=_words(config, folder),
         output=str(folder / "slurm-%j.out"),
     )

@@ -54,11 +54,6 @@ class Word:
         return Word(**{**entry, "failures": tuple(Failure(**failure) for failure in entry["failures"])})
 
 
-def this_node() -> str:
-    """Its name: Slurm's, else the machine's."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-
-
 def judge(words: Sequence[Word], nodes: Sequence[str], code: int, step: int) -> Outcome:
     """How an attempt ended.
 

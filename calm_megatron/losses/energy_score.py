@@ -14,6 +14,7 @@ depends neither on Z nor on the number of patches. Where several patches share t
 with y = s e, ||a - y||^2 = |a|^2 - 2 (a s) . e + s^2 . e^2, two products of matrices.
 """
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -93,6 +94,7 @@ def _fitting(numbers: int, device: torch.device) -> int:
     return max(1, (CHUNK_NUMBERS if device.type == "cpu" else GPU_CHUNK_NUMBERS) // numbers)
 
 
+@functools.cache
 def has_kernel(device: torch.device) -> bool:
     """Whether the score is computed by the Triton kernel: on a GPU, if Triton is there, which torch brings along."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from calm_megatron.config.errors import UserError
+from calm_megatron.config.machine import this_node
 from calm_megatron.parallel.grid import Grid
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy")
@@ -109,7 +110,7 @@ def examine(
     gpu = torch.cuda.mem_get_info(grid.device)[0] / 1e9 if grid.device.type == "cuda" else None
     mine = Found(
         rank=grid.rank,
-        node=os.environ.get("SLURMD_NODENAME") or os.uname().nodename,
+        node=this_node(),
         versions=dict(versions or installed()),
         clock=time.time(),
         memory_gb=_free_memory_gb(),

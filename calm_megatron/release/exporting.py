@@ -25,6 +25,7 @@ from calm_megatron.checkpoint.official_config import (
     with_code,
 )
 from calm_megatron.checkpoint.official_state import demand_sound, open_official
+from calm_megatron.checkpoint.publish import demand_free, new_folder
 from calm_megatron.checkpoint.saved_state import SavedState
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import ArConfig, CalmConfig, RunConfig
@@ -39,7 +40,6 @@ from calm_megatron.model.official import (
 )
 from calm_megatron.release.importing import ORIGIN, Converted, Origin
 from calm_megatron.release.model_card import Card, model_card
-from calm_megatron.release.places import new_folder
 from calm_megatron.release.proof import Differences, Ours, compare_outputs, demand_equal, modelling_file
 from calm_megatron.release.tensor_files import TensorFilesWriter, TensorPlan, dtypes_by_name
 from calm_megatron.release.tokenizer_files import special_tokens, write_tokenizer
@@ -102,6 +102,7 @@ def export_official(source: Path, target: Path, request: ExportRequest, meter: M
             there before.
     """
     code = modelling_file()  # tells at once if the proof cannot be made
+    demand_free(target)
     parts = _open_all(source, request)
     main = parts[0]
     origin = Origin.load(main.checkpoint)
@@ -158,9 +159,7 @@ def _open_all(source: Path, request: ExportRequest) -> list[_Part]:
 
 
 def _open(checkpoint: Path, prefix: str = "") -> _Part:
-    manifest = Manifest.load(checkpoint)
-    if problems := manifest.problems(checkpoint):
-        raise UserError("; ".join(problems), str(checkpoint), "take another checkpoint")
+    manifest = Manifest.verified(checkpoint)
     return _Part(checkpoint, saved_config(checkpoint), manifest, state_of(checkpoint, manifest), prefix)
 
 

@@ -22,6 +22,7 @@ from calm_megatron.checkpoint.official_config import SpecialTokens, official_con
 from calm_megatron.checkpoint.official_state import OfficialModel, OfficialState, demand_sound, open_official
 from calm_megatron.checkpoint.pieces import Place
 from calm_megatron.checkpoint.progress import Progress
+from calm_megatron.checkpoint.publish import demand_free, new_folder
 from calm_megatron.checkpoint.shards import write_shard
 from calm_megatron.checkpoint.store import checkpoints_of
 from calm_megatron.config.checks import check
@@ -35,8 +36,8 @@ from calm_megatron.config.schema import (
 )
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.official import AUTOENCODER_PREFIX
-from calm_megatron.release.places import copy_tokenizer, new_folder
 from calm_megatron.release.proof import Differences, Ours, compare_outputs, demand_equal, modelling_file
+from calm_megatron.release.tokenizer_files import copy_tokenizer
 
 ORIGIN = "official.json"
 """In the checkpoint: what its weights came from, so that they can be given away as they came."""
@@ -88,6 +89,7 @@ def import_official(source: Path, target: Path, autoencoder: Path | None = None,
             there is nothing of the target's name that was not there before.
     """
     modelling_file()  # tells at once if the proof cannot be made
+    demand_free(target)
     final = target.absolute()
     model = open_official(source, autoencoder, named=str(final / _AUTOENCODER))
     runs = {state: _run_config(model, state, final) for state in _states(model)}

@@ -1,6 +1,7 @@
 """The tokenizer in a release: as transformers' `AutoTokenizer` reads it, with all ids that the model knows."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,20 @@ import tokenizers
 
 from calm_megatron.checkpoint.official_config import SpecialTokens
 from calm_megatron.data.tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
-from calm_megatron.release.places import copy_tokenizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+
+
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Copy the tokenizer's files of a folder, if there are any, and say so."""
+    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for file in found:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / file.name)
+    return bool(found)
 
 
 def special_tokens(folder: Path) -> SpecialTokens:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import AutoencoderConfig
 from calm_megatron.study.grid import Cell, settings_that_differ
 
 RESULT = "evaluation.json"
@@ -43,8 +42,7 @@ def is_done(cell: Cell) -> bool:
 
 def command(cell: Cell, root: Path) -> list[str]:
     """The run's command line, from the project's folder."""
-    program = "pretrain_ae.py" if isinstance(cell.config.model, AutoencoderConfig) else "pretrain_calm.py"
-    return [sys.executable, str(root / program), *cell.files, *cell.overrides]
+    return [sys.executable, str(root / cell.config.entry_point), *cell.files, *cell.overrides]
 
 
 def run_all(cells: Sequence[Cell], jobs: int, root: Path, on_change: OnChange) -> None:

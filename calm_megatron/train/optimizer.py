@@ -38,15 +38,16 @@ def with_counts_of_weights(fused_adam: type[Any]) -> Callable[..., Skippable]:
             if self.skip:
                 return None
             for group in self.param_groups:
-                # Before the first update of this process, a checkpoint may have been taken up.
-                counts = [int(self.state[weight]["step"]) for weight in group["params"] if weight in self.state]
-                if "step" not in group and counts:
-                    group["step"] = max(counts)
+                if "step" not in group:  # the first update of this process: a checkpoint may have been taken up
+                    counts = [int(self.state[weight]["step"]) for weight in group["params"] if weight in self.state]
+                    if counts:
+                        group["step"] = max(counts)
             found = super().step(closure)
             for group in self.param_groups:
+                count = torch.tensor(float(group["step"]))
                 for weight in group["params"]:
                     if weight in self.state:
-                        self.state[weight]["step"] = torch.tensor(float(group["step"]))
+                        self.state[weight]["step"] = count
             return found
 
     return FusedAdamW

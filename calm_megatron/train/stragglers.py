@@ -3,7 +3,6 @@
 The time of a whole step says nothing, as all ranks wait for the slowest in it.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from calm_megatron.config.machine import this_node
 from calm_megatron.parallel.grid import Grid
 
 _LATE = 1.3
@@ -58,9 +58,8 @@ def report(seconds: float, steps: int, grid: Grid) -> tuple[dict[str, float], li
         steps: how many.
         grid: place of this rank.
     """
-    node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
     everyone: list[tuple[float, int, str]] = [(0.0, 0, "")] * grid.world_size
-    dist.all_gather_object(everyone, (seconds / steps, grid.stages.rank, node))
+    dist.all_gather_object(everyone, (seconds / steps, grid.stages.rank, this_node()))
     late = []
     for stage in range(grid.stages.size):
         times = {rank: own for rank, (own, at, _) in enumerate(everyone) if at == stage}
