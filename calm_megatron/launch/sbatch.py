@@ -70,6 +70,9 @@ def _body(job: JobConfig, program: Program) -> Iterator[str]:
     yield from job.setup
     if job.virtual_environment is not None:
         yield f'source "${{VIRTUAL_ENVIRONMENT:-{job.virtual_environment}}}/bin/activate"'
+    # The processors of a node, shared by its ranks: more threads than that wait for each other at every step.
+    yield "threads=$((${SLURM_CPUS_PER_TASK:-1} / ranks))"
+    yield 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"'
     yield from (f"export {name}={shlex.quote(value)}" for name, value in job.environment.items())
     yield 'export PYTHONPATH="$code" SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'
     yield f"export CALM_WARNING_SECONDS={job.warning_seconds} CALM_MAX_IDLE_STARTS={job.max_idle_starts}"

@@ -13,6 +13,8 @@ from torch import Tensor
 
 CHUNK_LOGITS = 1 << 24
 """Logits of a chunk, at most (unless one row has more): 64 MiB in fp32."""
+ARGMAX_LOGITS, FEWEST_COLUMNS = 1 << 22, 1024
+"""The same where only the largest is asked for, and the part of the vocabulary that is taken at least."""
 
 
 def linear_cross_entropy(hidden_SH: Tensor, weight_VH: Tensor, ids_S: Tensor) -> Tensor:
@@ -27,9 +29,21 @@ def linear_cross_entropy(hidden_SH: Tensor, weight_VH: Tensor, ids_S: Tensor) ->
 
 @torch.no_grad()
 def linear_argmax(hidden_SH: Tensor, weight_VH: Tensor) -> Tensor:
-    """The tokens (S,) of the largest logits."""
-    ids = [_argmax(F.linear(hidden_SH[rows], weight_VH)) for rows in _chunks(len(hidden_SH), len(weight_VH))]
-    return torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64, device=hidden_SH.device)
+    """The tokens (S,) of the largest logits, the first of equal ones.
+
+    A chunk is all rows by some of the vocabulary, so each weight is read once, and a chunk stays near the processor.
+    """
+    count, vocabulary = len(hidden_SH), len(weight_VH)
+    best_S, token_S = hidden_SH.new_full((count,), -torch.inf), hidden_SH.new_zeros(count, dtype=torch.int64)
+    columns = max(FEWEST_COLUMNS, ARGMAX_LOGITS // max(1, count))
+    for first in range(0, vocabulary, columns):
+        logits_Sv = F.linear(hidden_SH, weight_VH[first : first + columns])
+        place_S = _argmax(logits_Sv)
+        value_S = logits_Sv.gather(1, place_S.unsqueeze(1)).squeeze(1)
+        better_S = value_S > best_S
+        best_S = torch.where(better_S, value_S, best_S)
+        token_S = torch.where(better_S, place_S + first, token_S)
+    return token_S
 
 
 def _argmax(logits_SV: Tensor) -> Tensor:

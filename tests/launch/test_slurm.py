@@ -25,6 +25,7 @@ STEPS, MANY_STEPS = 80, 700
 """Of most runs, and of those that a time limit ends: Slurm looks at its clock every half minute."""
 PATIENCE = 3600
 """Seconds for a run on a machine that does much else."""
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
 COMMON = [
     f"model.vocab_size={VOCABULARY}", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.latent_size=16",
     "data.seq_length=64", "data.split='80,10,10'", "optimizer.lr=1e-3", "optimizer.lr_warmup_iters=3",
@@ -86,8 +87,11 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether Slurm has no more to do for it."""
-        return self.state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "GONE")
+        """Whether Slurm has no more to do for it. A job that goes back into the queue looks so too, for a moment."""
+        if self.state not in ENDED:
+            return False
+        time.sleep(3)
+        return self.state in ENDED
 
     @property
     def output(self) -> str:

@@ -13,9 +13,11 @@ S, H, V = 23, 8, 50
 
 @pytest.fixture(autouse=True, params=[1 << 24, 4 * V, 1])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rows at once, four, or one."""
+    """All rows at once, four, or one; and all of the vocabulary, or three tokens of it."""
     torch.manual_seed(0)
     monkeypatch.setattr(module, "CHUNK_LOGITS", request.param)
+    monkeypatch.setattr(module, "ARGMAX_LOGITS", request.param)
+    monkeypatch.setattr(module, "FEWEST_COLUMNS", 3)
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,3 +88,9 @@ def test_tokens_of_the_largest_logits() -> None:
     assert torch.equal(linear_argmax(hidden, weight), (hidden @ weight.T).argmax(dim=-1))
     assert linear_argmax(hidden[:0], weight).shape == (0,)
     assert linear_cross_entropy(hidden[:0], weight, torch.empty(0, dtype=torch.int64)).isnan()
+
+
+def test_of_equal_logits_the_first_counts() -> None:
+    hidden, weight, _ = (each.detach().round() for each in inputs())  # sums of whole numbers are exact in any order
+    logits = hidden @ torch.cat([weight, weight]).T
+    assert torch.equal(linear_argmax(hidden, torch.cat([weight, weight])), torch.from_numpy(logits.numpy().argmax(-1)))
