@@ -21,7 +21,7 @@ from calm_megatron.launch.story import Outcome, Story, newest_step
 from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import ROOT, VOCABULARY
 
-STEPS, MANY_STEPS = 80, 700
+STEPS, MANY_STEPS = 80, 1200
 """Of most runs, and of those that a time limit ends: Slurm looks at its clock every half minute."""
 PATIENCE = 3600
 """Seconds for a run on a machine that does much else."""

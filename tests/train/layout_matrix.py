@@ -107,7 +107,7 @@ QUICK = (
     Layout("diffusion", tensor=2, pipe=2, sequence_parallel=True, zero=1, recompute=True, micro_batch=4),
     Layout("diffusion", tensor=2, data=2, zero=3),
     Layout("flow", pipe=4, micro_batch=1),
-    Layout("flow", tensor=4, sequence_parallel=True, zero=1, precision="bf16"),
+    Layout("flow", tensor=2, data=2, sequence_parallel=True, zero=1, precision="bf16", micro_batch=4),
 )
 """Each kind once that golden figures and test_layouts.py do not hold in another way; the whole matrix has the rest."""
 
