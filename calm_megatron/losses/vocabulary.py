@@ -13,8 +13,8 @@ from torch import Tensor
 
 CHUNK_LOGITS = 1 << 24
 """Logits of a chunk, at most (unless one row has more): 64 MiB in fp32."""
-ARGMAX_LOGITS, FEWEST_COLUMNS = 1 << 22, 1024
-"""The same where only the largest is asked for, and the part of the vocabulary that is taken at least."""
+CACHED_LOGITS, FEWEST_COLUMNS = 1 << 20, 1024
+"""The same where only the largest is asked for, on a CPU; and the part of the vocabulary that is taken at least."""
 
 
 def linear_cross_entropy(hidden_SH: Tensor, weight_VH: Tensor, ids_S: Tensor) -> Tensor:
@@ -31,11 +31,12 @@ def linear_cross_entropy(hidden_SH: Tensor, weight_VH: Tensor, ids_S: Tensor) ->
 def linear_argmax(hidden_SH: Tensor, weight_VH: Tensor) -> Tensor:
     """The tokens (S,) of the largest logits, the first of equal ones.
 
-    A chunk is all rows by some of the vocabulary, so each weight is read once, and a chunk stays near the processor.
+    A chunk is all rows by some of the vocabulary: each weight is read once, and on a CPU the chunk stays in its cache.
     """
     count, vocabulary = len(hidden_SH), len(weight_VH)
+    most = CACHED_LOGITS if hidden_SH.device.type == "cpu" else CHUNK_LOGITS
     best_S, token_S = hidden_SH.new_full((count,), -torch.inf), hidden_SH.new_zeros(count, dtype=torch.int64)
-    columns = max(FEWEST_COLUMNS, ARGMAX_LOGITS // max(1, count))
+    columns = max(FEWEST_COLUMNS, most // max(1, count))
     for first in range(0, vocabulary, columns):
         logits_Sv = F.linear(hidden_SH, weight_VH[first : first + columns])
         place_S = _argmax(logits_Sv)

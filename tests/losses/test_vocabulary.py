@@ -16,7 +16,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """All rows at once, four, or one; and all of the vocabulary, or three tokens of it."""
     torch.manual_seed(0)
     monkeypatch.setattr(module, "CHUNK_LOGITS", request.param)
-    monkeypatch.setattr(module, "ARGMAX_LOGITS", request.param)
+    monkeypatch.setattr(module, "CACHED_LOGITS", request.param)
     monkeypatch.setattr(module, "FEWEST_COLUMNS", 3)
 
 
