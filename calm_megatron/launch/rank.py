@@ -17,7 +17,12 @@ def prepare() -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if _LAUNCHED in os.environ:
-        launcher = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != launcher or launcher == 1:  # it went before the kernel had been asked
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, however that ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent or parent == 1:  # it went before the kernel had been asked
+        os.kill(os.getpid(), signal.SIGKILL)
