@@ -46,10 +46,13 @@ def energy_terms(centred_NrZ: Tensor, std_rZ: Tensor, noise_MrZ: Tensor, beta: f
 
 @triton.jit
 def _power(squared, beta):  # type: ignore[no-untyped-def]
-    """D = squared^(beta / 2) and w = beta D / squared; both 0 where the points coincide, as near as fp32 can tell."""
-    apart = squared >= 1.1754943508222875e-38
-    safe = tl.where(apart, squared, 1.0)
-    distance = tl.where(apart, tl.exp2(tl.log2(safe) * (beta / 2)), 0.0)
+    """D = squared^(beta / 2) and w = beta D / squared; both 0 where the points coincide, as near as fp32 can tell.
+
+    Asked for in this way, a NaN stays one.
+    """
+    meet = squared < 1.1754943508222875e-38
+    safe = tl.where(meet, 1.0, squared)
+    distance = tl.where(meet, 0.0, tl.exp2(tl.log2(safe) * (beta / 2)))
     return distance, beta * distance / safe
 
 

@@ -25,13 +25,19 @@ class CausalAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: object
     ) -> Tensor:
-        """Query (P, B, heads, h), key and value (P, B, groups, h) -> (P, B, heads * h); mask True where it may look."""
+        """Query (P, B, heads, h), key and value (P, B, groups, h) -> (P, B, heads * h).
+
+        The mask is True where a query may look, or what is added to the scores.
+        """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         if self.cache is not None:
             key, value = self.cache.append(self.layer, key, value)
         new, seen = query.shape[2], key.shape[2]
         if attention_mask is None and 1 < new < seen:
             attention_mask = torch.ones(new, seen, dtype=torch.bool, device=query.device).tril(seen - new)
+        if attention_mask is not None and query.is_cuda:
+            # The kernel that takes masks there takes no groups; without it all scores would be in memory.
+            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
         output = F.scaled_dot_product_attention(
             query,
             key,

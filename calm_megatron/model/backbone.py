@@ -119,6 +119,17 @@ def document_mask(documents_BP: Tensor) -> Tensor:
     return (same & causal).unsqueeze(1)
 
 
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to the scores, of its shape: 0 where attention may look, else -inf.
+
+    Made once for all layers: of a mask each would make one of its own, and keep it for the backward pass. Rows begin at
+    multiples of eight numbers, as torch's kernel on GPUs wants them; others it copies.
+    """
+    patches = mask.shape[-1]
+    room = torch.full((*mask.shape[:-1], -(-patches // 8) * 8), -torch.inf, dtype=dtype, device=mask.device)
+    return room[..., :patches].masked_fill_(mask, 0.0)
+
+
 class Backbone(nn.Module):
     """Transformer layers and the last norm: what CALM and the baseline are built around.
 
@@ -182,7 +193,7 @@ class Backbone(nn.Module):
             rotary = rotary_angles(self._head_size, self._rotary_base, positions)
             mask = cache.mask if cache else None
             if documents_BP is not None:
-                mask = document_mask(documents_BP)
+                mask = attention_bias(document_mask(documents_BP), input_PBH.dtype)
             with self._attached(cache):
                 for layer in self.layers.values():
                     hidden_PBH = self.kept_or_recomputed(_run_layer, layer, hidden_PBH, mask, rotary)

@@ -4,8 +4,9 @@ Bytes for each row (patch of a micro-batch), with E bytes of a number, H hidden,
 tensor ranks samples, and everything within `/t` shared by the tensor ranks. Norms work in fp32 and keep 4 H each.
 
     Transformer layer   2 (4 H + 4 + E H) of the norms, 2 E H inputs of the first matrices (both / t under sequence
-                        parallelism), E (3 H + 3 G) of queries, keys, values and what attention gives, 4 heads, 5 E F of
-                        the gated MLP (/t), and the mask
+                        parallelism), E (3 H + 3 G) of queries, keys, values and what attention gives, 4 heads and 5 E F of
+                        the gated MLP (/t)
+    mask                E P for each row, once for all layers, where attention stays within documents
     patch embedding     8 K ids, E K H, 4 E H / t, 4 H + 8
     head, input         n (E noise + 4 H + 8) + E H + 4 H + 8
     head, block         n (4 H + 8 + 5 E H); E H once for all blocks
@@ -68,6 +69,8 @@ def activation_memory(
         short = sizes.input_alone(name) if full else None
         kept += whole if short is None else short
         again = max(again, whole if short is not None else 0)
+    if any(name.startswith("layers.") for name in names):
+        kept += sizes.mask
     last = "head.output" in names
     head = model.head
     if any(name.startswith("head.blocks.") for name in names):
@@ -90,6 +93,8 @@ class _Sizes:
     number: int
     tensor_ranks: int
     sequence_ranks: int
+    mask: int
+    """Of all layers."""
 
     @staticmethod
     def of(config: RunConfig) -> "_Sizes":
@@ -99,7 +104,11 @@ class _Sizes:
         # The last patch predicts nothing; under sequence parallelism it is computed all the same.
         patches = config.data.seq_length // model.patch_size - (1 if parts == 1 else 0)
         number = 4 if config.train.precision == "fp32" else 2
-        return _Sizes(model, config.train.micro_batch_size, patches, number, layout.tensor_model_parallel_size, parts)
+        rows = config.train.micro_batch_size * patches
+        mask = number * rows * (-(-patches // 8) * 8) if config.data.reset_attention_mask else 0
+        return _Sizes(
+            model, config.train.micro_batch_size, patches, number, layout.tensor_model_parallel_size, parts, mask
+        )
 
     def layer(self, name: str) -> int:
         """All that a layer keeps."""
@@ -142,5 +151,4 @@ class _Sizes:
         norms = rows * (2 * (4 * H + 4 + E * H) + 2 * E * H) // s
         attention = rows * (E * (3 * H + 3 * keys) + 4 * heads) // t
         angles = 4 * E * self.patches * H // heads
-        mask = E * self.sequences * self.patches**2
-        return norms + attention + angles + mask + rows * 5 * E * model.ffn_hidden_size // t
+        return norms + attention + angles + rows * 5 * E * model.ffn_hidden_size // t

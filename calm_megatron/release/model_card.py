@@ -131,8 +131,9 @@ def _scores(file: Path) -> Iterator[tuple[str, str]]:
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     where = f"split {found.get('split', _UNKNOWN)}, step {found.get('step', _UNKNOWN)}"
     if found.get("brierlm") is not None:
-        interval = f"{found['brierlm_low']:.2f} to {found['brierlm_high']:.2f}"
-        yield "BrierLM", f"{found['brierlm']:.2f} ({found.get('confidence', 0.95):.0%} interval {interval}; {where})"
+        low, high = found["brierlm_low"], found["brierlm_high"]
+        known = f"{found.get('confidence', 0.95):.0%} interval {low:.2f} to {high:.2f}; " if low is not None else ""
+        yield "BrierLM", f"{found['brierlm']:.2f} ({known}{where})"
     elif found.get("task") in ("calm", "ar") or not found:
         yield "BrierLM", "not evaluated"
     if found.get("token_accuracy_sample") is not None:

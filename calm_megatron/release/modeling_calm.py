@@ -493,24 +493,24 @@ class CalmModel(CalmBase):
         if attention_mask is not None and not bool(attention_mask.all()):
             raise ValueError("prompts of different lengths cannot go together: give them one by one")
         sharpness = round(1 / temperature)
-        if sharpness < 1 or abs(sharpness * temperature - 1) > 1e-6:
+        if sharpness < 1 or abs(sharpness * temperature - 1) > 0.0025:
             raise ValueError("the temperature must be one over a whole number: 1, 0.5, 0.333333, 0.25 ...")
         K, pad, eos = self.config.patch_size, self.config.pad_token_id, self.config.eos_token_id
-        pad = eos if pad is None else pad
+        ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        fill = ends[0] if pad is None and ends else pad
         lacking = -input_ids.shape[1] % K
-        if lacking and pad is None:
+        if lacking and fill is None:
             raise ValueError(f"the prompt has no whole patches of {K} tokens, and there is no pad token to fill them")
-        ids = F.pad(input_ids, (0, lacking), value=pad)
+        ids = F.pad(input_ids, (0, lacking), value=fill)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         feed, past = ids, None
         while ids.shape[1] < max_length and not bool(ended.all()):
             hidden_BPH, past = self.hidden_states(feed, past)
             drawn = noise(len(ids)) if noise else RandomNoise(len(ids), ids.device)
             feed = self.next_patch(hidden_BPH[:, -1], sharpness, num_samples, drawn)
-            if pad is not None:
-                feed = torch.where(ended[:, None], torch.full_like(feed, pad), feed)
-            if eos is not None:
-                ended = ended | (feed == eos).any(dim=1)
+            if ends:
+                feed = torch.where(ended[:, None], torch.full_like(feed, fill), feed)
+                ended = ended | torch.isin(feed, torch.tensor(ends, device=feed.device)).any(dim=1)
             ids = torch.cat([ids, feed], dim=1)
         if pad is None:
             return ids

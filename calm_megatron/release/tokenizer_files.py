@@ -55,6 +55,7 @@ def write_tokenizer(folder: Path, target: Path, verbatim: bool) -> None:
     (target / TOKENIZER_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     config |= {"eos_token": ours.decode([ours.eod_id]), "pad_token": pad}
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])  # older releases add token types
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -4,10 +4,12 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import ArConfig, AutoencoderConfig
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig, TrainConfig
+from calm_megatron.data.sampler import BatchSchedule
 from calm_megatron.plan.layers import layer_costs
 from calm_megatron.study.grid import Cell
 from calm_megatron.study.runner import RESULT
@@ -80,14 +82,14 @@ def _language_run(cell: Cell, by_name: Mapping[str, Cell]) -> LanguageRun:
     autoencoder = by_name[cell.after].config.model if cell.after else None
     assert autoencoder is None or isinstance(autoencoder, AutoencoderConfig)
     costs = layer_costs(config, autoencoder)
-    sequences = config.train.global_batch_size
-    tokens, flops = sequences * config.data.seq_length, sequences * sum(cost.step_flops for cost in costs)
+    tokens, flops = config.data.seq_length, sum(cost.step_flops for cost in costs)
     last = config.train.train_iters
+    samples = _samples(config.train)
     same_to_the_end = config.evaluation.final_eval_iters == config.evaluation.eval_iters
     points = tuple(
         Point(
-            tokens=record.step * tokens,
-            flops=float(record.step * flops),
+            tokens=samples[record.step] * tokens,
+            flops=float(samples[record.step] * flops),
             loss=record.values["loss"],
             brierlm=record.values["brierlm"],
             from_probabilities=record.values.get("brierlm_from_probabilities"),
@@ -99,7 +101,13 @@ def _language_run(cell: Cell, by_name: Mapping[str, Cell]) -> LanguageRun:
         to_do = "set evaluation.eval_interval, and evaluation.rollout_positions for a baseline or K < 4"
         raise UserError(f"the run {cell.name} has no BrierLM", str(cell.folder), to_do)
     parameters = sum(cost.parameters for cost in costs)
-    return LanguageRun(cell, parameters, last * tokens, float(last * flops), points, scores)
+    return LanguageRun(cell, parameters, samples[last] * tokens, float(samples[last] * flops), points, scores)
+
+
+def _samples(train: TrainConfig) -> list[int]:
+    """Sequences that have been seen after each step, by its number."""
+    schedule = BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, 1)
+    return list(accumulate(range(train.train_iters), lambda seen, _: seen + schedule.batch_size_at(seen), initial=0))
 
 
 def correlation(runs: Sequence[LanguageRun], from_probabilities: bool = False) -> float | None:
@@ -128,7 +136,7 @@ def table(language: Sequence[LanguageRun], autoencoders: Sequence[AutoencoderRun
                 f"{run.flops:.2e}",
                 f"{scores['loss']:.3f}",
                 f"{scores['brierlm']:.3f}",
-                f"{scores['brierlm_low']:.3f} to {scores['brierlm_high']:.3f}",
+                _interval(scores["brierlm_low"], scores["brierlm_high"]),
                 ", ".join(f"{100 * order:.3f}" for order in scores["brier"]),
             )
         )
@@ -143,6 +151,11 @@ def table(language: Sequence[LanguageRun], autoencoders: Sequence[AutoencoderRun
     if (found := correlation(language, from_probabilities=True)) is not None:
         texts[-1] += f", {found:.3f} from probabilities"
     return "\n\n".join(texts) + "\n"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """As text; of a single sequence there is none."""
+    return "unknown" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

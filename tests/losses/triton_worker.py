@@ -34,6 +34,10 @@ def main() -> None:
         samples_NRZ, std_RZ = torch.randn(N, R, Z), torch.rand(R, Z) + 0.1
         compare(name, samples_NRZ, std_RZ, torch.randn(M, R, Z), beta)
         compare(f"{name}, shared noise", samples_NRZ.detach(), std_RZ, torch.randn(M, 1, Z), beta)
+    wrong = torch.randn(4, 3, 5)
+    wrong[:, 1], wrong[0, 2, 0] = torch.nan, torch.nan
+    spread_R, distance_R, _ = energy_terms(wrong, torch.ones(3, 5), torch.randn(7, 3, 5), 1.0)
+    assert (spread_R + distance_R).isnan().tolist() == [False, True, True], "numbers that are none must not be lost"
     compare("coinciding points", torch.zeros(4, 2, 5), torch.ones(2, 5), torch.zeros(3, 2, 5), 1.0)
 
 

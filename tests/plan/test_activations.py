@@ -23,6 +23,7 @@ LAYOUTS: dict[str, Sequence[str]] = {
     "tiny, recompute": ("train.recompute_granularity=full",),
     "small, data, bf16": (*LARGER, *BF16),
     "small, pipe": (*LARGER, PIPE),
+    "small, across documents": (*LARGER, "data.reset_attention_mask=false"),
     "small, sequence, recompute": (
         *LARGER, TENSOR, "parallel.sequence_parallel=true", "train.recompute_granularity=full",
     ),
