@@ -31,15 +31,26 @@ class FileEntry:
             folder: of the checkpoint.
             tell: hears how many more bytes were looked at.
         """
+        try:
+            return self.damage(folder, tell)
+        except OSError as error:
+            return f"{self.name} cannot be read: {error.strerror}"
+
+    def damage(self, folder: Path, tell: Callable[[int], object] = lambda size: None) -> str | None:
+        """The same, but for what may lie with the way to the file, and not with the file.
+
+        Raises:
+            OSError: it is there and cannot be read now: a disk, a mount or rights.
+        """
         path = folder / self.name
         try:
             size = path.stat().st_size
-            if size != self.bytes:
-                return f"{self.name} has {size:,} bytes instead of {self.bytes:,}"
-            if checksum(path, tell) != self.xxh3:
-                return f"{self.name} has other bytes than were written"
-        except OSError as error:
+        except FileNotFoundError as error:
             return f"{self.name} cannot be read: {error.strerror}"
+        if size != self.bytes:
+            return f"{self.name} has {size:,} bytes instead of {self.bytes:,}"
+        if checksum(path, tell) != self.xxh3:
+            return f"{self.name} has other bytes than were written"
         return None
 
 

@@ -17,7 +17,7 @@ from calm_megatron.config.errors import UserError
 def make_room(aside: Path) -> None:
     """Remove what killed saves and deletions left beside it, and make the folder of the next save."""
     for left in aside.parent.glob(".step_*.partial"):
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=left != aside)  # a file that somebody reads may stay on a network drive
     aside.mkdir(parents=True)
 
 

@@ -9,6 +9,7 @@
         manifest.json             layout, fingerprints, size and checksum of each file
 """
 
+import contextlib
 import re
 import shutil
 import time
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from calm_megatron.checkpoint import publish
+from calm_megatron.checkpoint import manifest, publish
 from calm_megatron.checkpoint.files import FileEntry
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.pieces import Piece
@@ -121,7 +122,7 @@ class CheckpointStore:
     def finish(self) -> Saved | None:
         """Wait for the pending save, if there is one, publish it, and wait for deletions; errors as in `poll`."""
         saved = self._end_pending()
-        self._main_first(self._wait_for_deletions, "an old checkpoint could not be deleted")
+        self._wait_for_deletions()
         return saved
 
     def _end_pending(self) -> Saved | None:
@@ -151,19 +152,23 @@ class CheckpointStore:
     def resume(self, engine: Saveable, tell: Callable[[str], None] = lambda message: None) -> Progress | None:
         """Load the newest checkpoint that is whole; None when the run has none. `tell` hears of damaged ones.
 
+        These get another name, if there is a whole one: a run that has none must not begin anew by itself.
+
         Raises:
             UserError: the checkpoint is of another model or of other data, or none is whole.
+            Unreadable: a rank cannot read one that may be whole.
         """
-        candidates = published(self.directory)
-        problems = []
-        for folder in reversed(candidates):
-            damage = self._damage(folder)
-            if not damage:
-                return self._load(engine, folder)
-            problems.append(f"{folder.name}: {damage}")
-            tell(f"{folder.name} is damaged and left out: {damage}")
-            self._main_first(partial(self._set_aside, folder), f"{folder.name} could not be renamed")
-        if problems:
+        damaged: dict[Path, str] = {}
+        for folder in reversed(self._published()):
+            if damage := self._damage(folder):
+                damaged[folder] = damage
+                continue
+            for wrong, what in damaged.items():
+                tell(f"{wrong.name} is damaged and left out: {what}")
+                self._main_first(partial(self._set_aside, wrong), f"{wrong.name} could not be renamed")
+            return self._load(engine, folder)
+        if damaged:
+            problems = [f"{folder.name}: {what}" for folder, what in damaged.items()]
             raise UserError(
                 "no checkpoint of the run is whole:\n  " + "\n  ".join(problems),
                 str(self.directory),
@@ -177,23 +182,23 @@ class CheckpointStore:
 
     def _load(self, engine: Saveable, folder: Path) -> Progress:
         check_same_run(self.config, folder)
-        manifest = Manifest.load(folder)
-        if not manifest.engine:
+        found = Manifest.load(folder)
+        if not found.engine:
             raise UserError(
                 "this checkpoint was taken in from another place and holds weights alone: a run cannot go on from it",
                 str(folder),
                 "start in a new run.directory, with checkpoint.pretrained_checkpoint naming this one",
             )
-        self._demand_same_sources(manifest, folder)
+        self._demand_same_sources(found, folder)
         model = self.config.model if isinstance(self.config.model, BackboneConfig) else None
-        engine.restore(SavedState(manifest.shards(folder), model), manifest.engine)
+        engine.restore(SavedState(found.shards(folder), model), found.engine)
         return Progress.load(folder / "progress.json")
 
-    def _demand_same_sources(self, manifest: Manifest, folder: Path) -> None:
+    def _demand_same_sources(self, found: Manifest, folder: Path) -> None:
         changed = [
             name
             for name, fingerprint in self.fingerprints.items()
-            if manifest.fingerprints.get(name, fingerprint) != fingerprint
+            if found.fingerprints.get(name, fingerprint) != fingerprint
         ]
         if changed and not self.config.checkpoint.accept_changed_sources:
             raise UserError(
@@ -202,17 +207,27 @@ class CheckpointStore:
                 "bring them back, start in a new run.directory, or set checkpoint.accept_changed_sources=true",
             )
 
+    def _published(self) -> list[Path]:
+        """The checkpoints as the main rank sees them: other nodes may know a shared folder of a while ago."""
+        names = [[path.name for path in published(self.directory)]]
+        dist.broadcast_object_list(names, src=0)
+        return [self.directory / name for name in names[0]]
+
     def _damage(self, folder: Path) -> str:
-        """What is wrong with a checkpoint, looked at by all ranks, each at its share of the files."""
-        try:
-            found = Manifest.load(folder)
-        except UserError as error:
-            own = [error.what]
-        else:
-            own = found.problems(folder, self.grid.rank, self.grid.world_size)
-        everyone: list[list[str]] = [[] for _ in range(self.grid.world_size)]
-        dist.all_gather_object(everyone, own)
-        return "; ".join(dict.fromkeys(problem for problems in everyone for problem in problems))
+        """What is wrong with a checkpoint, looked at by all ranks, each at its share of the files.
+
+        Raises:
+            Unreadable: the main rank does not see it, or nobody can know.
+        """
+        everyone: list[list[tuple[str, str]]] = [[] for _ in range(self.grid.world_size)]
+        dist.all_gather_object(everyone, _problems(folder, self.grid.rank, self.grid.world_size))
+        reported = [(rank, *problem) for rank, problems in enumerate(everyone) for problem in problems]
+        unproven = [_unproven(folder, reported) if self.grid.is_main else None]
+        dist.broadcast_object_list(unproven, src=0)
+        if unproven[0] is not None:
+            to_do = "see whether all nodes see the same files, and start again: none was changed"
+            raise Unreadable(unproven[0], str(folder), to_do)
+        return "; ".join(dict.fromkeys(what for _, _, what in reported))
 
     def _layout(self) -> dict[str, Any]:
         parallel = self.config.parallel
@@ -245,7 +260,8 @@ class CheckpointStore:
         publish.point_to(final, self.directory)
         for old in self._outlived():
             # To give back a large file's blocks takes a while, and training waits here.
-            self._deletions.append(self._writer.submit(shutil.rmtree, publish.withdraw(old)))
+            # What a reader on a network drive still holds open stays for a while: the next save tries again.
+            self._deletions.append(self._writer.submit(shutil.rmtree, publish.withdraw(old), ignore_errors=True))
 
     def _wait_for_deletions(self) -> None:
         while self._deletions:
@@ -275,6 +291,47 @@ class CheckpointStore:
             str(self.directory),
             "make room or mend the folder's rights; earlier checkpoints are intact",
         )
+
+
+class Unreadable(UserError):
+    """A checkpoint that may be whole cannot be read now; another start may do better."""
+
+    exit_code = 1
+
+
+def _problems(folder: Path, number: int, count: int) -> list[tuple[str, str]]:
+    """Name and problem of those of a checkpoint's files that fall to rank `number`."""
+    try:
+        files = Manifest.load(folder).files[number::count]
+    except UserError as error:
+        return [(manifest.FILE, error.what)]
+    return [(entry.name, problem) for entry in files if (problem := entry.problem(folder))]
+
+
+def _unproven(folder: Path, reported: Sequence[tuple[int, str, str]]) -> str | None:
+    """Of problems (rank, file, what), the first that the file itself does not show; none if all are damage."""
+    for rank, name, what in reported:
+        try:
+            if name == manifest.FILE:
+                is_whole = _is_whole_manifest(folder)
+            else:
+                is_whole = any(entry.name == name and not entry.damage(folder) for entry in Manifest.load(folder).files)
+        except OSError as error:
+            return f"rank {rank}: {what}; the main rank: {error}"
+        if is_whole:
+            return f"rank {rank}: {what}; but the main rank reads it well"
+    return None
+
+
+def _is_whole_manifest(folder: Path) -> bool:
+    """Whether it can be loaded; raises an `OSError` if it is there and cannot be read."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / manifest.FILE).read_bytes()
+    try:
+        Manifest.load(folder)
+    except UserError:
+        return False
+    return True
 
 
 def checkpoints_of(run_directory: Path) -> Path:

@@ -68,17 +68,27 @@ def fetch_shard(place: str, facts: ShardFacts, dtype: np.dtype[Any]) -> list[NDA
             )
         return documents
 
-    return _patiently(read, url)
+    try:
+        return _patiently(read, url)
+    except UserError as error:
+        raise ShardLost(error.what, error.where, error.what_to_do) from None
+
+
+class ShardLost(UserError):
+    """A shard that is on the list cannot be fetched now; another start may do better."""
+
+    exit_code = 1
 
 
 def _patiently(read: Callable[[], Fetched], url: str) -> Fetched:
     """Read, after an error a few times again: over a network most of them pass."""
     for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
         try:
             return read()
         except Exception as error:  # webdataset, curl and tarfile raise whatever they like
             last = error
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
     what = str(last).splitlines()[0] if str(last) else type(last).__name__
     raise UserError(
         f"a shard or the list of shards cannot be fetched: {what}",

@@ -40,6 +40,14 @@ class _Stream:
     ahead: "Future[_Packed] | None" = None
     """The shard behind it, being fetched."""
 
+    def fetched_ahead(self) -> "_Packed | None":
+        """The present shard, if it was fetched before its turn; what failed then is to be tried again."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is None or ahead.exception() is not None:
+            return None
+        packed = ahead.result()
+        return packed if packed.turn == self.turn else None
+
 
 @dataclass(frozen=True)
 class _Packed:
@@ -136,8 +144,7 @@ class ShardSequences:
     def _packed(self, stream: int, state: _Stream) -> _Packed:
         """The present shard of a stream; the next one is fetched meanwhile."""
         if state.packed is None or state.packed.turn != state.turn:
-            ahead = state.ahead.result() if state.ahead is not None else None
-            state.packed = ahead if ahead is not None and ahead.turn == state.turn else self._fetch(stream, state.turn)
+            state.packed = state.fetched_ahead() or self._fetch(stream, state.turn)
             # Made late: a pool that was made before the worker processes are forked would have no threads there.
             self._fetcher = self._fetcher or ThreadPoolExecutor(1, thread_name_prefix="shards")
             state.ahead = self._fetcher.submit(self._fetch, stream, state.turn + 1)

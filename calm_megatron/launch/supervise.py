@@ -74,9 +74,17 @@ class Supervisor:
             if len(idle) >= self.max_idle:
                 raise GivenUp(idle, self.run)
             if outcome.kind != "stopped" and not self._limit_near:
-                time.sleep(self.pause * len(idle))
+                self._wait(self.pause * len(idle))
+            if self._ended_by is not None:
+                return REQUEUE
             if outcome.kind == "stopped" or self._limit_near:
                 return self._back_into_the_queue()
+
+    def _wait(self, seconds: float) -> None:
+        """Before the next start, unless a signal says that there is none."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._ended_by is None and not self._limit_near:
+            time.sleep(0.1)
 
     def attempt(self) -> Outcome:
         """Run the command once."""

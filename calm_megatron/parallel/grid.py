@@ -1,6 +1,7 @@
 """Who this process is among the ranks, and how the process groups start and end."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -81,7 +82,12 @@ def start(timeout_minutes: float = 10.0, tensor_size: int = 1, pipeline_size: in
     ):
         parallel_state.destroy_model_parallel()
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_size, pipeline_size, create_gloo_process_groups=False)
+        parallel_state.initialize_model_parallel(
+            tensor_size,
+            pipeline_size,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=math.ceil(timeout_minutes),
+        )
     return Grid(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

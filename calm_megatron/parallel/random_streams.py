@@ -68,11 +68,11 @@ class RandomStreams:
             for row, sequence in enumerate(sequence_ids):
                 on_cpu(key(self.seed, purpose, step, sequence), noise[row])
             return noise
-        draws = []
+        draws: list[Tensor] = []
         for sequence in sequence_ids:
             generator = torch.Generator(self.device).manual_seed(key(self.seed, purpose, step, sequence) >> 65)
             draws.append(on_device(tuple(shape), generator=generator, device=self.device))
-        return torch.stack(draws)
+        return torch.stack(draws) if draws else torch.empty((0, *shape), device=self.device)
 
 
 def key(*parts: int | str) -> int:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from calm_megatron.config.errors import UserError
 
+_PIECE = 1 << 22
+"""Bytes of a weight that are looked at together."""
+
 
 def check_replicas(weights: Mapping[str, Tensor], group: dist.ProcessGroup | None, among: str) -> None:
     """Compare the copies of the ranks of a group; called by all of them.
@@ -39,6 +42,9 @@ def check_replicas(weights: Mapping[str, Tensor], group: dist.ProcessGroup | Non
 def _checksums(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
     """One whole number a tensor, of its bits: equal for equal tensors, on the tensor's device."""
     for tensor in tensors:
-        bits = tensor.detach().contiguous().view(torch.uint8).to(torch.int64)
-        place = torch.arange(bits.numel(), device=bits.device) % 8191 + 1
-        yield (bits.flatten() * place).sum()
+        total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+        # In pieces, as a byte becomes a whole number of eight.
+        for number, bits in enumerate(tensor.detach().contiguous().view(-1).view(torch.uint8).split(_PIECE)):
+            place = torch.arange(number * _PIECE, number * _PIECE + len(bits), device=bits.device) % 8191 + 1
+            total += (bits * place).sum()
+        yield total

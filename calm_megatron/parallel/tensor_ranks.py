@@ -20,10 +20,10 @@ class TensorRanks:
 
     @staticmethod
     def of_this_process(sequence_parallel: bool) -> "TensorRanks":
-        """The ranks of megatron-core's tensor group."""
+        """The ranks of megatron-core's tensor group; one rank alone has nobody to share a sequence with."""
         rank = parallel_state.get_tensor_model_parallel_rank()
         size = parallel_state.get_tensor_model_parallel_world_size()
-        return TensorRanks(rank, size, sequence_parallel)
+        return TensorRanks(rank, size, sequence_parallel and size > 1)
 
     def own_rows(self, whole: Tensor, dim: int = 0) -> Tensor:
         """This rank's part of an axis that divides evenly."""

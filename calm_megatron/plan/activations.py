@@ -4,8 +4,8 @@ Bytes for each row (patch of a micro-batch), with E bytes of a number, H hidden,
 tensor ranks samples, and everything within `/t` shared by the tensor ranks. Norms work in fp32 and keep 4 H each.
 
     Transformer layer   2 (4 H + 4 + E H) of the norms, 2 E H inputs of the first matrices (both / t under sequence
-                        parallelism), E (3 H + 3 G) of queries, keys, values and what attention gives, 4 heads and 5 E F of
-                        the gated MLP (/t)
+                        parallelism), E (3 H + 3 G) of queries, keys, values and what attention gives, 4 heads, and
+                        5 E F of the gated MLP (/t)
     mask                E P for each row, once for all layers, where attention stays within documents
     patch embedding     8 K ids, E K H, 4 E H / t, 4 H + 8
     head, input         n (E noise + 4 H + 8) + E H + 4 H + 8

@@ -4,12 +4,10 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from calm_megatron.config.errors import UserError
-from calm_megatron.config.schema import ArConfig, AutoencoderConfig, TrainConfig
-from calm_megatron.data.sampler import BatchSchedule
+from calm_megatron.config.schema import ArConfig, AutoencoderConfig
 from calm_megatron.plan.layers import layer_costs
 from calm_megatron.study.grid import Cell
 from calm_megatron.study.runner import RESULT
@@ -82,32 +80,28 @@ def _language_run(cell: Cell, by_name: Mapping[str, Cell]) -> LanguageRun:
     autoencoder = by_name[cell.after].config.model if cell.after else None
     assert autoencoder is None or isinstance(autoencoder, AutoencoderConfig)
     costs = layer_costs(config, autoencoder)
-    tokens, flops = config.data.seq_length, sum(cost.step_flops for cost in costs)
+    flops = sum(cost.step_flops for cost in costs) / config.data.seq_length
     last = config.train.train_iters
-    samples = _samples(config.train)
+    log = read_log(cell.folder / FILE_NAME)
+    # As the run counted them: its batch may have been smaller in the beginning.
+    tokens = {int(step): round(seen) for step, seen in zip(*log.series("tokens"), strict=True)}
     same_to_the_end = config.evaluation.final_eval_iters == config.evaluation.eval_iters
     points = tuple(
         Point(
-            tokens=samples[record.step] * tokens,
-            flops=float(samples[record.step] * flops),
+            tokens=tokens[record.step],
+            flops=flops * tokens[record.step],
             loss=record.values["loss"],
             brierlm=record.values["brierlm"],
             from_probabilities=record.values.get("brierlm_from_probabilities"),
         )
-        for record in read_log(cell.folder / FILE_NAME).validation
+        for record in log.validation
         if "brierlm" in record.values and (record.step < last or same_to_the_end)
     )
     if not points:
         to_do = "set evaluation.eval_interval, and evaluation.rollout_positions for a baseline or K < 4"
         raise UserError(f"the run {cell.name} has no BrierLM", str(cell.folder), to_do)
     parameters = sum(cost.parameters for cost in costs)
-    return LanguageRun(cell, parameters, samples[last] * tokens, float(samples[last] * flops), points, scores)
-
-
-def _samples(train: TrainConfig) -> list[int]:
-    """Sequences that have been seen after each step, by its number."""
-    schedule = BatchSchedule(train.global_batch_size, train.rampup_batch_size, train.micro_batch_size, 1)
-    return list(accumulate(range(train.train_iters), lambda seen, _: seen + schedule.batch_size_at(seen), initial=0))
+    return LanguageRun(cell, parameters, tokens[last], flops * tokens[last], points, scores)
 
 
 def correlation(runs: Sequence[LanguageRun], from_probabilities: bool = False) -> float | None:

@@ -2,11 +2,12 @@
 
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import CheckpointStore
@@ -91,6 +92,7 @@ def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
     data = _open_data(config)
     config = with_data_facts(config, data)
     task = build_task(config, data, grid)
+    _demand_same(task.fingerprints)
     engine = (PipelineEngine if pipeline_size > 1 else Engine)(task, config, grid)
     store = CheckpointStore(config, grid, {**data.fingerprints, **task.fingerprints})
     damaged: list[str] = []
@@ -106,6 +108,20 @@ def assemble(build_task: BuildTask, config: RunConfig) -> Parts:
     return Parts(
         config, grid, schedule, data, task, engine, store, progress, tuple(damaged), tuple(everyone), started_from
     )
+
+
+def _demand_same(fingerprints: Mapping[str, str]) -> None:
+    """Raise a `UserError` unless all ranks have read the same: what is newest may have changed meanwhile."""
+    everyone: list[Mapping[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, dict(fingerprints))
+    other = next((rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]), None)
+    if other is not None:
+        names = ", ".join(name for name in everyone[0] if everyone[0][name] != everyone[other].get(name))
+        raise UserError(
+            f"rank {other} has read another {names} than rank 0",
+            "the folders that the config names",
+            "name a checkpoint instead of a run that is still being trained, or see that all nodes see the same files",
+        )
 
 
 def with_data_facts(config: RunConfig, data: DataSplits) -> RunConfig:

@@ -16,6 +16,8 @@ from calm_megatron.parallel.grid import Grid
 
 _LATE = 1.3
 """Times the median of the ranks at the same stage."""
+_EVENTS = 512
+"""Measurements on a GPU that are kept by themselves, at least for a while."""
 
 
 class OwnTime:
@@ -39,15 +41,21 @@ class OwnTime:
         yield
         events[1].record()
         self._events.append(events)
+        if len(self._events) == 2 * _EVENTS:
+            self._add_up(_EVENTS)
 
     def take(self) -> float:
         """Seconds since it was last asked."""
-        if self._events:
-            torch.cuda.synchronize()
-            self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1e3
-            self._events = []
+        self._add_up(len(self._events))
         seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+    def _add_up(self, count: int) -> None:
+        """The oldest measurements, when the GPU is done with them."""
+        old, self._events = self._events[:count], self._events[count:]
+        if old:
+            old[-1][1].synchronize()
+            self._seconds += sum(first.elapsed_time(last) for first, last in old) / 1e3
 
 
 def report(seconds: float, steps: int, grid: Grid) -> tuple[dict[str, float], list[str]]:

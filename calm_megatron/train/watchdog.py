@@ -13,7 +13,8 @@ from typing import Self
 class Watchdog:
     """While open, ends the process when no step has come for some minutes.
 
-    The stacks go to `<run>/stacks/rank_00000.txt`; a rank that ends well leaves no such file.
+    The stacks go to `<run>/stacks/rank_00000.txt`; a rank that ends well leaves no such file. One of an earlier start
+    gets its time into its name.
 
     Args:
         directory: of the run.
@@ -28,6 +29,8 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # of a start that hung: the evidence stays
+            self._path.rename(self._path.with_suffix(f".{int(self._path.stat().st_mtime)}.txt"))
         self._file = self._path.open("w")
         self._file.write(self._header)
         self._file.flush()

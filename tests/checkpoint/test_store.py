@@ -1,6 +1,8 @@
 """Checkpoints appear whole or not at all, old ones go, and a run resumes only what is its own and undamaged."""
 
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from calm_megatron.checkpoint.pieces import KINDS
 from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import (
     CheckpointStore,
+    Unreadable,
     check_same_run,
     checkpoints_of,
     newest_checkpoint,
@@ -236,8 +239,36 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(
         store.resume(engine, told.append)
     assert "step_00000005: rank_00000.safetensors has" in str(caught.value)
     assert "step_00000006: progress.json cannot be read: No such file" in str(caught.value)
-    assert [text.split()[0] for text in told] == ["step_00000006", "step_00000005"]
-    assert names_in(store.directory) == ["damaged_step_00000005", "damaged_step_00000006"]
+    assert told == [] and names_in(store.directory) == ["latest", "step_00000005", "step_00000006"]
+    with pytest.raises(UserError, match="no checkpoint of the run is whole"):  # nor does it the next time
+        store.resume(engine)
+
+
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "manifest.json"])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    store: CheckpointStore, engine: SmallEngine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount that fails for a while must not cost the checkpoints; a disk of which that can be had is not at hand."""
+    save(store, engine, 5)
+    file = save(store, engine, 6) / name
+    plain = {"open": Path.open, "read_text": Path.read_text, "read_bytes": Path.read_bytes}
+
+    def failing(method: str) -> Callable[..., object]:
+        def read(path: Path, *words: object, **options: object) -> object:
+            if path == file:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return plain[method](path, *words, **options)  # type: ignore[operator]
+
+        return read
+
+    with monkeypatch.context() as patched:
+        for method in plain:
+            patched.setattr(Path, method, failing(method))
+        with pytest.raises(Unreadable, match="Input/output error") as caught:
+            store.resume(engine)
+    assert caught.value.exit_code == 1
+    assert names_in(store.directory) == ["latest", "step_00000005", "step_00000006"]
+    assert store.resume(engine) == progress_at(6)
 
 
 @both_ways

@@ -132,6 +132,22 @@ def test_ranks_fetch_the_shards_of_their_own_streams(shards: Path, monkeypatch: 
     assert fetched == {0: {0}, 1: {1}}
 
 
+def test_what_failed_ahead_of_its_turn_is_fetched_in_its_turn(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that was away for a while must not end a run that has not needed it."""
+    monkeypatch.setattr(fetch_shards, "_FIRST_PAUSE_SECONDS", 0.001)
+    found = open_shards(shards, streams=1)
+    count = found._counts_S[found._shard_of(0, 0)[1]]
+    expected = open_shards(shards, streams=1).sequence(count).ids_T
+    found.sequence(count - 1)
+    state, fetcher = found._streams[0], found._fetcher
+    assert state.ahead is not None and state.ahead.result() and fetcher is not None
+    away = shards.rename(shards.with_name("away"))
+    state.ahead = fetcher.submit(found._fetch, 0, 1)
+    assert isinstance(state.ahead.exception(), fetch_shards.ShardLost)
+    away.rename(shards)
+    assert np.array_equal(found.sequence(count).ids_T, expected)
+
+
 def test_http_and_commands(shards: Path, server: str) -> None:
     here = open_shards(shards)
     for place in (server, f"pipe:cat {shards}/{{}}", str(shards / "{}")):

@@ -15,17 +15,17 @@ from calm_megatron.telemetry.run_log import read_log
 from tests.small_runs import ROOT
 
 SUPERVISE = (
-    "from calm_megatron.launch.supervise import *; run_command_line(lambda: Supervisor(sys.argv[1:], 0.01).main())"
+    "from calm_megatron.launch.supervise import *; run_command_line(lambda: Supervisor(sys.argv[1:], {pause}).main())"
 )
 SAVES = "import pathlib, sys; run = pathlib.Path(sys.argv[1].partition('=')[2]) / 'checkpoints'\n"
 """Begins a program that is given `run.directory=...`."""
 
 
-def supervise(run: Path, program: str, *, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def supervise(run: Path, program: str, *, python: tuple[str, ...] = (), pause: float = 0.01) -> subprocess.Popen[str]:
     """Start a supervisor around a program in Python."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SAVES + program, f"run.directory={run}"]
-    words = [sys.executable, *python, "-c", SUPERVISE, *command]
+    words = [sys.executable, *python, "-c", SUPERVISE.format(pause=pause), *command]
     return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -85,6 +85,15 @@ time.sleep(60)
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert kinds(tmp_path) == [kind]
+
+
+def test_a_signal_between_two_starts_ends_it(tmp_path: Path) -> None:
+    process = supervise(tmp_path, "sys.exit(1)", pause=50)
+    while not kinds(tmp_path) or kinds(tmp_path)[0] == "none":
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75 and kinds(tmp_path) == ["crashed"]
 
 
 def test_the_supervisor_needs_python_alone(tmp_path: Path) -> None:

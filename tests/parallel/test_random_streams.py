@@ -30,6 +30,12 @@ def test_a_sequence_has_its_noise_in_any_batch(kind: str) -> None:
         assert torch.equal(draw(kind, sequence)[0], together[row])
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_without_sequences_draws_nothing(kind: str, device: str) -> None:
+    assert getattr(RandomStreams(1, torch.device(device)), kind)("p", 0, [], (5, 3)).shape == (0, 5, 3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawing_again_gives_the_same(kind: str) -> None:
     streams = RandomStreams(1, CPU)
