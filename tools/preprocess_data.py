@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--no-fast-path", action="store_true", help="encode by tokenizers, not by tiktoken where that gives the same")
     add("--allow-lossy", action="store_true", help="accept a tokenizer that does not give the text back")
-    add("--overwrite", action="store_true", help="replace the data set at PREFIX")
+    add("--overwrite", action="store_true", help="replace the data set at PREFIX, with all its shards")
     add("--restart", action="store_true", help="do not go on with what a killed run left in PREFIX.parts")
     arguments = parser.parse_args()
     for name in ("workers", "tokens_per_shard"):
