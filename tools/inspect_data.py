@@ -16,7 +16,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokens", action="store_true", help="count all ids: which are frequent, how many never occur")
     add("--show", type=int, nargs="+", metavar="N", help="show documents, counted from 0")
     add("--limit", type=int, default=200, metavar="N", help="tokens of each document to show (default: 200)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limit < 0:
+        parser.error("--limit must be 0 or more")
+    return arguments
 
 
 def main() -> None:

@@ -13,6 +13,9 @@ from calm_megatron.data.indexed import IndexedCorpus
 from calm_megatron.data.meaning import demand_one_meaning
 from calm_megatron.data.tokenizer import Tokenizer
 
+_OF_TEXTS = ("input_format", "json_key", "document_separator", "skip_invalid")
+_OF_DATA_SETS = ("seed",)
+
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
@@ -32,6 +35,12 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--input and --tokenizer go together")
     if arguments.shard_mb <= 0:
         parser.error("--shard-mb must be above 0")
+    if arguments.seed < 0:
+        parser.error("--seed must be 0 or more")
+    source, others = ("--data-sets", _OF_TEXTS) if arguments.input is None else ("--input", _OF_DATA_SETS)
+    for name in others:
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} has no effect with {source}; leave it out")
     return arguments
 
 

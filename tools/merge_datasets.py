@@ -5,6 +5,7 @@ from pathlib import Path
 
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.data.merge import merge, split, subset
+from calm_megatron.data.prefixes import output_prefix
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -12,7 +13,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, metavar="PREFIX", help="data sets, without .bin or .idx")
-    add("--output", type=Path, nargs="+", required=True, metavar="PREFIX", help="what to write")
+    add("--output", type=output_prefix, nargs="+", required=True, metavar="PREFIX", help="what to write")
     add("--subset-tokens", type=int, metavar="N", help="take documents of one data set with N tokens in all")
     add("--split", metavar="SHARES", help='cut one data set as data.split does, such as "98,1,1": an output a share')
     add("--overwrite", action="store_true", help="replace data sets that are there")

@@ -1,10 +1,10 @@
 """Turn text, JSONL or parquet into a data set: megatron-core `.bin` and `.idx`, and a side file."""
 
 import argparse
-from pathlib import Path
 
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.data.arguments import add_corpus_arguments, open_reader
+from calm_megatron.data.prefixes import output_prefix
 from calm_megatron.data.preprocess import PreprocessOptions, preprocess
 from calm_megatron.data.tokenizer import Tokenizer
 
@@ -17,7 +17,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--tokenizer", required=True, metavar="PATH", help="folder with a Hugging Face tokenizer.json")
     add(
         "--output-prefix",
-        type=Path,
+        type=output_prefix,
         required=True,
         metavar="PREFIX",
         help="write PREFIX.bin, PREFIX.idx, PREFIX.facts.json and PREFIX.report.json",
@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--no-fast-path", action="store_true", help="encode by tokenizers, not by tiktoken where that gives the same")
     add("--allow-lossy", action="store_true", help="accept a tokenizer that does not give the text back")
-    add("--overwrite", action="store_true", help="replace the data set at PREFIX")
+    add("--overwrite", action="store_true", help="replace the data set at PREFIX, with all its shards")
     add("--restart", action="store_true", help="do not go on with what a killed run left in PREFIX.parts")
     arguments = parser.parse_args()
     for name in ("workers", "tokens_per_shard"):

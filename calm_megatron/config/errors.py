@@ -1,6 +1,7 @@
 """The one exception for what a user can mend: shown as one message, never as a traceback."""
 
 import os
+import select
 import sys
 import time
 import warnings
@@ -41,13 +42,24 @@ class UserError(Exception):
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run a command line's `main`: a `UserError` becomes one message on stderr and its exit code."""
+    """Run a command line's `main`: a `UserError` becomes one message on stderr and its exit code.
+
+    When nobody reads stdout any more, as behind `| head -1`, the program ends quietly, with exit code 1.
+    """
     # megatron-core warns at import, file by file, that GPU libraries are missing, and it and DeepSpeed call what newer
     # releases of torch rename: news for their authors, not for users of the pinned versions.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|full scope is deprecated)", module="megatron")
     warnings.filterwarnings("ignore", category=FutureWarning, message="`torch.distributed", module="torch.distributed")
     try:
-        sys.exit(main())
+        result = main()
+        sys.stdout.flush()
+        sys.exit(result)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # What is still to be written goes nowhere, or Python complains once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         rank = int(os.environ.get("RANK", "0"))
         if rank:
@@ -58,3 +70,10 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # Errors are told unasked.
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

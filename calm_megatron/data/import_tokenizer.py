@@ -36,7 +36,8 @@ def import_tokenizer(model: Path, output: Path, *, overwrite: bool = False) -> T
         overwrite: replace a tokenizer that is there.
 
     Raises:
-        UserError: the file is neither, or asks for what a `tokenizer.json` does not do alike, or there is one already.
+        UserError: the file is neither, or lacks single bytes, or asks for what a `tokenizer.json` does not do alike, or
+            there is one already.
     """
     file = output / TOKENIZER_FILE
     if file.exists() and not overwrite:
@@ -46,6 +47,8 @@ def import_tokenizer(model: Path, output: Path, *, overwrite: bool = False) -> T
     except OSError as error:
         raise UserError(f"cannot read the model: {error.strerror}", str(model)) from None
     ranks = _tiktoken_ranks(content)
+    if ranks is not None:
+        _demand_all_bytes(ranks, model)
     backend, eos = _llama3(ranks) if ranks is not None else _sentencepiece(content, model)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "clean_up_tokenization_spaces": False}
     write_atomically(output / TOKENIZER_CONFIG_FILE, (json.dumps(settings, indent=2) + "\n").encode())
@@ -60,6 +63,17 @@ def _tiktoken_ranks(content: bytes) -> dict[bytes, int] | None:
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
         return None
+
+
+def _demand_all_bytes(ranks: Mapping[bytes, int], path: Path) -> None:
+    """Stop where a text could not be encoded, as by an empty or cut file."""
+    missing = sum(bytes([byte]) not in ranks for byte in range(256))
+    if missing:
+        raise UserError(
+            f"the tiktoken file is empty or cut: {missing} of the 256 single bytes are not in it",
+            str(path),
+            "copy the file again",
+        )
 
 
 def _merges(ranks: Mapping[Any, int], empty: Any) -> list[tuple[Any, Any]]:

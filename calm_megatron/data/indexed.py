@@ -18,23 +18,10 @@ from calm_megatron.config.errors import UserError
 from calm_megatron.data.corpus_facts import CorpusFacts, bin_file, facts_file, idx_file, read_facts, write_facts
 from calm_megatron.data.files import make_parent, publish, temporary_name
 from calm_megatron.data.index_file import LARGEST_DOCUMENT, IndexFile, dtype_of_ids, write_index
+from calm_megatron.data.prefixes import refuse_existing
 
 _AGAIN = "copy the data set again or make it again with tools/preprocess_data.py"
 _IDS_AT_A_TIME = 1 << 22
-
-
-def refuse_existing(prefix: Path) -> None:
-    """Stop where a data set is not to be replaced.
-
-    Raises:
-        UserError: there is one.
-    """
-    if idx_file(prefix).exists():
-        raise UserError(
-            "there is a data set already",
-            str(idx_file(prefix)),
-            "choose another prefix, or replace it with --overwrite",
-        )
 
 
 class WrittenFacts(TypedDict):

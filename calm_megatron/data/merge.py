@@ -13,6 +13,7 @@ from calm_megatron.data.corpus_facts import CorpusFacts
 from calm_megatron.data.indexed import IndexedCorpus, IndexedWriter
 from calm_megatron.data.meaning import demand_one_meaning
 from calm_megatron.data.permutation import permutation
+from calm_megatron.data.prefixes import refuse_existing, refuse_repeated
 from calm_megatron.data.splits import split_documents
 
 _SUBSET_KEY = 0x50B5E7
@@ -53,7 +54,8 @@ def split(prefix: Path, outputs: Sequence[Path], shares: str, *, overwrite: bool
     """Write the training, validation and test documents of `data.split=shares` as data sets of their own.
 
     Raises:
-        UserError: the shares are malformed or do not fit the outputs, or a data set is damaged or there already.
+        UserError: the shares are malformed or do not fit the outputs, an output comes twice, or a data set is damaged
+            or there already.
     """
     corpus = IndexedCorpus.open(prefix)
     parts = split_documents(corpus.lengths_D, shares)
@@ -64,6 +66,9 @@ def split(prefix: Path, outputs: Sequence[Path], shares: str, *, overwrite: bool
             f'--split "{shares}"',
             "name one output for each share",
         )
+    refuse_repeated(outputs)
+    if not overwrite:
+        refuse_existing(*outputs)
     return [_write([(corpus, part)], output, overwrite) for part, output in zip(chosen, outputs, strict=True)]
 
 

@@ -24,9 +24,10 @@ from calm_megatron.data.corpus_facts import CorpusFacts
 from calm_megatron.data.documents import DocumentReader
 from calm_megatron.data.encode_block import Encoding, encode_block, end_with_parent
 from calm_megatron.data.index_file import dtype_of_ids
-from calm_megatron.data.indexed import IndexedWriter, refuse_existing
+from calm_megatron.data.indexed import IndexedWriter
 from calm_megatron.data.parts import PartFacts, PartFolder, source_plan
-from calm_megatron.data.preprocess_report import PreprocessReport, length_histogram, write_report
+from calm_megatron.data.prefixes import refuse_existing_corpus, remove_surplus, shard_prefix
+from calm_megatron.data.preprocess_report import PreprocessReport, length_histogram, report_file, write_report
 from calm_megatron.data.records import InvalidRecord, Tally, empty_error, invalid_error
 from calm_megatron.data.tokenizer import Tokenizer
 from calm_megatron.data.workers import in_order
@@ -39,7 +40,7 @@ class PreprocessOptions:
     Args:
         workers: processes that encode; none means one for each core.
         allow_lossy: accept a tokenizer that does not give the text back.
-        overwrite: replace a data set that is there.
+        overwrite: replace a data set that is there, all its shards among it.
         restart: begin again where a killed run left parts.
         fast_path: encode byte-level BPE by tiktoken where it gives the same ids.
         tokens_per_shard: cut the corpus into data sets PREFIX-00000, PREFIX-00001, ... of so many tokens or a block
@@ -74,7 +75,7 @@ def preprocess(
     """
     parts = PartFolder.beside(prefix)
     if not options.overwrite and not parts.path.exists():  # A run that is taken up replaces what it has published.
-        refuse_existing(prefix if options.tokens_per_shard is None else _shard(prefix, 0))
+        refuse_existing_corpus(prefix, report_file(prefix))
     with parts.opened(_plan(reader, tokenizer, options), options.restart):
         work = _Preprocessing(reader, tokenizer, prefix, options, parts)
         try:
@@ -98,10 +99,6 @@ def _plan(reader: DocumentReader, tokenizer: Tokenizer, options: PreprocessOptio
         "fast_path": options.fast_path,
         "block_bytes": options.block_bytes or block_size(reader.sources),
     }
-
-
-def _shard(prefix: Path, number: int) -> Path:
-    return prefix.with_name(f"{prefix.name}-{number:05d}")
 
 
 class _Preprocessing:
@@ -147,6 +144,7 @@ class _Preprocessing:
             share = f"{unknown / tokens:.1%} of the ids are unknown to the tokenizer"
             raise self._refused(fit.misfit(self.tokenizer, share))
         shards = self._join(facts)
+        remove_surplus(self.prefix, [prefix for prefix, _ in shards])
         report = PreprocessReport(
             prefixes=tuple(prefix for prefix, _ in shards),
             shards=tuple(made for _, made in shards),
@@ -247,7 +245,8 @@ class _Preprocessing:
                 groups.append([])
                 filled = 0
         groups = [group for group in groups if sum(facts[number].tokens for number in group)]
-        prefixes = [self.prefix] if limit is None else [_shard(self.prefix, place) for place in range(len(groups))]
+        shards = [shard_prefix(self.prefix, place) for place in range(len(groups))]
+        prefixes = [self.prefix] if limit is None else shards
         return [
             (prefix, self._join_shard(prefix, group, facts)) for prefix, group in zip(prefixes, groups, strict=True)
         ]

@@ -80,9 +80,12 @@ def find_sources(inputs: Iterable[str | Path], input_format: Format | None = Non
         input_format: read every file this way, whatever its ending.
 
     Raises:
-        UserError: a path does not exist, holds nothing readable, has an unknown ending, or comes twice.
+        UserError: a path is empty or does not exist, holds nothing readable, has an unknown ending, or comes twice.
     """
-    sources = [_source(file, input_format) for path in inputs for file in _files_of(Path(path))]
+    paths = list(inputs)
+    if "" in paths:
+        raise UserError("an input is empty", "--input ''", 'name a file or folder; "." is the current folder')
+    sources = [_source(file, input_format) for path in paths for file in _files_of(Path(path))]
     seen: set[Path] = set()
     for source in sources:
         real = source.path.resolve()

@@ -37,7 +37,7 @@ from calm_megatron.config.schema import (
 from calm_megatron.model.autoencoder import FrozenAutoencoder
 from calm_megatron.model.official import AUTOENCODER_PREFIX
 from calm_megatron.release.proof import Differences, Ours, compare_outputs, demand_equal, modelling_file
-from calm_megatron.release.tokenizer_files import copy_tokenizer
+from calm_megatron.release.tokenizer_files import copy_tokenizer, demand_whole_tokenizer
 
 ORIGIN = "official.json"
 """In the checkpoint: what its weights came from, so that they can be given away as they came."""
@@ -85,14 +85,15 @@ def import_official(source: Path, target: Path, autoencoder: Path | None = None,
         meter: hears of the progress.
 
     Raises:
-        UserError: the source is damaged or foreign, the target exists or cannot be written, or the outputs differ. Then
-            there is nothing of the target's name that was not there before.
+        UserError: the source or its tokenizer is damaged or foreign, the target exists or cannot be written, or the
+            outputs differ. Then there is nothing of the target's name that was not there before.
     """
     modelling_file()  # tells at once if the proof cannot be made
     demand_free(target)
     final = target.absolute()
     model = open_official(source, autoencoder, named=str(final / _AUTOENCODER))
     runs = {state: _run_config(model, state, final) for state in _states(model)}
+    demand_whole_tokenizer(model.files.folder)
     demand_sound(model, meter)
     with new_folder(target) as aside:
         # No fingerprint of the tokenizer: whoever saves its file puts the same in other words.

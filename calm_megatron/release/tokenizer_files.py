@@ -16,6 +16,12 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+def demand_whole_tokenizer(folder: Path) -> None:
+    """Raise a `UserError` if there is a `tokenizer.json` that cannot be read; one of another kind is nobody's here."""
+    if (folder / TOKENIZER_FILE).is_file():
+        Tokenizer.load(folder)
+
+
 def copy_tokenizer(source: Path, target: Path) -> bool:
     """Copy the tokenizer's files of a folder, if there are any, and say so."""
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]

@@ -1,8 +1,14 @@
 """What a user sees of an error: one message and an exit code."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from calm_megatron.config.errors import UserError, run_command_line
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_message_has_only_the_lines_that_say_something() -> None:
@@ -34,6 +40,32 @@ def test_a_command_line_returns_its_result(result: int | None) -> None:
     with pytest.raises(SystemExit) as caught:
         run_command_line(lambda: result)
     assert caught.value.code == result
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+def test_a_reader_that_leaves_is_no_error(flags: list[str]) -> None:
+    code = (
+        "from calm_megatron.config.errors import run_command_line\n"
+        "def main():\n    for number in range(100_000): print(number)\n"
+        "run_command_line(main)"
+    )
+    with subprocess.Popen(
+        [sys.executable, *flags, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 1)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_not_hidden() -> None:
+    code = (
+        "import os\nfrom calm_megatron.config.errors import run_command_line\n"
+        "def main():\n    reading, writing = os.pipe()\n    os.close(reading)\n    os.write(writing, b'x')\n"
+        "run_command_line(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
 
 
 def test_a_programming_error_is_not_hidden() -> None:

@@ -137,3 +137,31 @@ def test_inspect_and_merge(run_tool: Run, prefix: Path, texts: list[str], tmp_pa
     assert_refused(run_tool("inspect_data.py", prefix, "--show", "999999"), "there is no document 999999")
     (tmp_path / "a.bin").write_bytes((tmp_path / "a.bin").read_bytes()[:-2])
     assert_refused(run_tool("inspect_data.py", tmp_path / "a"), "the file of ids is cut")
+
+
+def test_a_folder_is_no_prefix(run_tool: Run, prefix: Path, jsonl: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for output in (f"{tmp_path}/new/", tmp_path / "there", ""):
+        making = ("preprocess_data.py", "--input", jsonl, "--tokenizer", tokenizer_dir, "--output-prefix", output)
+        assert_refused(run_tool(*making), "the output is a folder, and not a prefix of files")
+    assert_refused(run_tool("merge_datasets.py", "--input", prefix, "--output", f"{tmp_path}/m/"), "is a folder")
+    empty = ("--input", "", "--tokenizer", tokenizer_dir, "--output-prefix", tmp_path / "set")
+    assert_refused(run_tool("preprocess_data.py", *empty), "an input is empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_options_that_mean_nothing_are_refused(
+    run_tool: Run, prefix: Path, jsonl: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    of_sets = ("make_shards.py", "--output", tmp_path / "shards", "--data-sets", prefix)
+    of_texts = ("make_shards.py", "--output", tmp_path / "shards", "--input", jsonl, "--tokenizer", tokenizer_dir)
+    for words, told in (
+        ((*of_sets, "--seed", "-1"), "--seed must be 0 or more"),
+        ((*of_sets, "--json-key", "x"), "--json-key has no effect with --data-sets; leave it out"),
+        ((*of_sets, "--skip-invalid"), "--skip-invalid has no effect with --data-sets"),
+        ((*of_texts, "--seed", "3"), "--seed has no effect with --input"),
+        (("inspect_data.py", prefix, "--show", "0", "--limit", "-1"), "--limit must be 0 or more"),
+    ):
+        done = run_tool(*words)
+        assert done.returncode == 2 and done.stdout == "" and told in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "shards").exists()

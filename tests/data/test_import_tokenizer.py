@@ -63,6 +63,12 @@ def test_what_cannot_be_imported_is_refused(sentencepiece_model: bytes, texts: l
     (tmp_path / "none.model").write_bytes(b"\xff no model at all")
     with pytest.raises(UserError, match="neither a tiktoken file nor a SentencePiece model"):
         import_tokenizer(tmp_path / "none.model", tmp_path / "out")
+    for count, missing in ((0, 256), (200, 56)):
+        lines = [base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(count)]
+        (tmp_path / "cut.model").write_bytes(b"".join(lines))
+        with pytest.raises(UserError, match=f"empty or cut: {missing} of the 256 single bytes are not in it"):
+            import_tokenizer(tmp_path / "cut.model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts[:100]), model_writer=stream, vocab_size=300, model_type="unigram", minloglevel=2

@@ -31,6 +31,20 @@ def test_parts_joined_are_the_whole(prefix: Path, corpus: IndexedCorpus, tmp_pat
     assert twice.tokenizer_fingerprint == corpus.facts.tokenizer_fingerprint
 
 
+def test_outputs_of_a_split_are_looked_at_before_any_is_written(prefix: Path, tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in "abc")
+    with pytest.raises(UserError, match="the output is given twice"):
+        split(prefix, [a, b, tmp_path / ".." / tmp_path.name / "b"], "90,5,5", overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+    subset(prefix, b, 100)
+    subset(prefix, c, 100)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"there is a data set already\n.*b\.idx, .*c\.idx"):
+        split(prefix, [a, b, c], "90,5,5")
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(split(prefix, [a, b, c], "90,5,5", overwrite=True)) == 3
+
+
 def test_subsets_are_of_the_size_and_nested(prefix: Path, corpus: IndexedCorpus, tmp_path: Path) -> None:
     sizes = (corpus.facts.tokens // 10, corpus.facts.tokens // 3)
     small, large = (subset(prefix, tmp_path / str(size), size) for size in sizes)

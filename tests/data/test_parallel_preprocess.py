@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,38 @@ def test_shards_hold_the_corpus_in_its_order(jsonl: Path, tokenizer: Tokenizer, 
     assert all(shard.facts.tokens >= 30_000 for shard in shards[:-1])
     assert report.total("text_bytes") == whole.facts.text_bytes and report.histogram == whole.histogram
     assert sum(report.histogram) == whole.facts.documents
+
+
+def test_shards_of_a_corpus_that_is_replaced_do_not_stay(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    reader, prefix = DocumentReader(find_sources([jsonl])), tmp_path / "set"
+    shards = PreprocessOptions(workers=1, block_bytes=60_000, tokens_per_shard=1)
+    assert len(preprocess(reader, tokenizer, prefix, shards).prefixes) > 2
+    (tmp_path / "set-00000.idx").unlink()
+    (tmp_path / "set-more.idx").touch()
+    before = sorted(tmp_path.iterdir())
+    for options in (shards, PreprocessOptions(workers=1)):
+        with pytest.raises(UserError, match=r"there is a data set already\n.*set-00001\.idx, .* and \d+ more"):
+            preprocess(reader, tokenizer, prefix, options)
+    assert sorted(tmp_path.iterdir()) == before
+    one = replace(shards, tokens_per_shard=10**8, overwrite=True)
+    assert preprocess(reader, tokenizer, prefix, one).prefixes == (tmp_path / "set-00000",)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("set-00000.bin", "set-00000.facts.json", "set-00000.idx", "set-more.idx", "set.report.json")
+    ]
+    preprocess(reader, tokenizer, prefix, PreprocessOptions(workers=1, overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("set-more.idx", "set.bin", "set.facts.json", "set.idx", "set.report.json")
+    ]
+
+
+def test_a_run_that_is_taken_up_replaces_its_shards(jsonl: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """As if it had been killed after it published them, with another size of shards this time."""
+    reader, prefix = DocumentReader(find_sources([jsonl])), tmp_path / "set"
+    options = PreprocessOptions(workers=1, block_bytes=60_000, tokens_per_shard=1)
+    preprocess(reader, tokenizer, prefix, options)
+    PartFolder.beside(prefix).path.mkdir()
+    report = preprocess(reader, tokenizer, prefix, replace(options, tokens_per_shard=10**8))
+    assert [path.stem for path in tmp_path.glob("*.idx")] == ["set-00000"] and len(report.prefixes) == 1
 
 
 def test_invalid_lines_of_later_blocks_have_their_numbers(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ DAMAGED = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "there is no config.json"),
     "cut config": (cut("config.json"), "config.json cannot be read"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[1]"), "holds no settings by name"),
+    "empty tokenizer": (lambda folder: (folder / "tokenizer.json").touch(), "not a Hugging Face tokenizer"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "there is neither model.safetensors nor"),
     "cut weights": (cut("model.safetensors"), "the file of weights cannot be read"),
     "missing": (weights(lambda found: found.pop(V_PROJ)), f"missing: {V_PROJ}"),
