@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parse_arguments()
     options = options_of(arguments)
     # Heavy imports wait until the command line is known to be good.
-    from calm_megatron.checkpoint.load import find_checkpoint, load_generator
+    from calm_megatron.checkpoint.load import demand_tokenizer, find_checkpoint, load_generator
     from calm_megatron.config.atomic import write_atomically
     from calm_megatron.data.tokenizer import Tokenizer
     from calm_megatron.generate.text import generate_text, read_prompts
@@ -88,6 +88,7 @@ def main() -> None:
 
     prompts = arguments.prompt + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
     tokenizer = Tokenizer.load(arguments.tokenizer or find_checkpoint(arguments.model).parent.parent / "tokenizer")
+    demand_tokenizer(arguments.model, tokenizer.fingerprint, tokenizer.path)
     with one_rank() as grid:
         model = load_generator(arguments.model, arguments.autoencoder, grid.device)
         results = generate_text(model, tokenizer, prompts, options)
