@@ -81,11 +81,13 @@ def main() -> None:
     options = options_of(arguments)
     # Heavy imports wait until the command line is known to be good.
     from calm_megatron.checkpoint.load import demand_tokenizer, find_checkpoint, load_generator
-    from calm_megatron.config.atomic import write_atomically
+    from calm_megatron.config.atomic import demand_writable, write_output
     from calm_megatron.data.tokenizer import Tokenizer
     from calm_megatron.generate.text import generate_text, read_prompts
     from calm_megatron.parallel.grid import one_rank
 
+    if arguments.output:
+        demand_writable(arguments.output)
     prompts = arguments.prompt + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
     tokenizer = Tokenizer.load(arguments.tokenizer or find_checkpoint(arguments.model).parent.parent / "tokenizer")
     demand_tokenizer(arguments.model, tokenizer.fingerprint, tokenizer.path)
@@ -93,13 +95,13 @@ def main() -> None:
         model = load_generator(arguments.model, arguments.autoencoder, grid.device)
         results = generate_text(model, tokenizer, prompts, options)
     plain = [result.as_dict(options) for result in results]
-    if arguments.output:
-        write_atomically(arguments.output, json.dumps(plain, ensure_ascii=False, indent=1).encode() + b"\n")
     for result, fields in zip(results, plain, strict=True):
         if arguments.json:
             print(json.dumps(fields, ensure_ascii=False))
         else:
             show(result)
+    if arguments.output:
+        write_output(arguments.output, json.dumps(plain, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,12 @@ def test_damaged_files_are_refused(name: str, content: str, said: str, calm_run:
     assert name in error.value.where
 
 
+def test_a_place_that_cannot_be_written_is_refused(calm_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(tmp_path / "file", calm_run=calm_run)
+
+
 def test_losses_that_are_not_numbers_are_left_out_of_the_charts() -> None:
     svg = plots.curves("Loss", [plots.Line("", list(range(1, 101)), [float("nan")] * 50 + [2.0] * 50)])
     assert not re.search(r"\bnan\b", svg, re.IGNORECASE)
