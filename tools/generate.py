@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calm_megatron.config.errors import run_command_line
+from calm_megatron.config.errors import UserError, run_command_line
 from calm_megatron.generate.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def demand_text(prompts: list[str]) -> None:
+    """Refuse prompts that were no UTF-8 on the command line; Python keeps such bytes as lone surrogates."""
+    for number, prompt in enumerate(prompts, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UserError(f"prompt {number} is not UTF-8", "--prompt", "give it as UTF-8, or in a --prompt-file")
+
+
 def options_of(arguments: argparse.Namespace) -> GenerationOptions:
     """How to generate; what was not given keeps its default."""
     names = (
@@ -78,6 +85,7 @@ def show(result: "GeneratedText") -> None:
 def main() -> None:
     """Generate and print."""
     arguments = parse_arguments()
+    demand_text(arguments.prompt)
     options = options_of(arguments)
     # Heavy imports wait until the command line is known to be good.
     from calm_megatron.checkpoint.load import demand_tokenizer, find_checkpoint, load_generator
