@@ -54,11 +54,12 @@ def main() -> None:
     # Heavy imports wait until the command line is known to be good.
     import itertools
 
-    from calm_megatron.config.atomic import write_atomically
+    from calm_megatron.config.atomic import demand_writable, write_output
     from calm_megatron.evaluate.huggingface import CausalLM
     from calm_megatron.evaluate.sampler import choose_questions, score_sampler
     from calm_megatron.parallel import cpu_backend
 
+    demand_writable(arguments.output)
     reader = open_reader(arguments)
     model = CausalLM(arguments.model, cpu_backend.device(0))
     documents = itertools.islice(reader, arguments.max_documents)
@@ -76,7 +77,7 @@ def main() -> None:
         on_progress=show_progress,
     )
     result = {"model": str(arguments.model), **score.as_dict(), "places": score.patches, "pieces": score.sequences}
-    write_atomically(arguments.output, json.dumps(result, indent=2).encode() + b"\n")
+    write_output(arguments.output, json.dumps(result, indent=2).encode() + b"\n")
     for name, value in result.items():
         print(f"  {name:<14} {value}")
     print(f"wrote {arguments.output}")

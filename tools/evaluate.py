@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", type=Path, required=True, metavar="RUN", help="run folder, or one of its checkpoints")
     add("--autoencoder", metavar="RUN", help="of a CALM: where its autoencoder is, if it was moved")
     add("--data", metavar="PREFIX", help="score on this whole data set instead of a split of the run's")
-    add("--split", choices=("train", "valid", "test"), default="valid", help="of the run's data (default: valid)")
+    add("--split", choices=("train", "valid", "test"), help="of the run's data (default: valid)")
     add("--eval-iters", type=int, default=0, metavar="N", help="first N global batches only (default: 0, all)")
     add("--micro-batch-size", type=int, metavar="B", help="sequences at once (default: that of the run)")
     add(

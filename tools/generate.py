@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calm_megatron.config.errors import run_command_line
+from calm_megatron.config.errors import UserError, run_command_line
 from calm_megatron.generate.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def demand_text(prompts: list[str]) -> None:
+    """Refuse prompts that were no UTF-8 on the command line; Python keeps such bytes as lone surrogates."""
+    for number, prompt in enumerate(prompts, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UserError(f"prompt {number} is not UTF-8", "--prompt", "give it as UTF-8, or in a --prompt-file")
+
+
 def options_of(arguments: argparse.Namespace) -> GenerationOptions:
     """How to generate; what was not given keeps its default."""
     names = (
@@ -78,27 +85,31 @@ def show(result: "GeneratedText") -> None:
 def main() -> None:
     """Generate and print."""
     arguments = parse_arguments()
+    demand_text(arguments.prompt)
     options = options_of(arguments)
     # Heavy imports wait until the command line is known to be good.
-    from calm_megatron.checkpoint.load import find_checkpoint, load_generator
-    from calm_megatron.config.atomic import write_atomically
+    from calm_megatron.checkpoint.load import demand_tokenizer, find_checkpoint, load_generator
+    from calm_megatron.config.atomic import demand_writable, write_output
     from calm_megatron.data.tokenizer import Tokenizer
     from calm_megatron.generate.text import generate_text, read_prompts
     from calm_megatron.parallel.grid import one_rank
 
+    if arguments.output:
+        demand_writable(arguments.output)
     prompts = arguments.prompt + (read_prompts(arguments.prompt_file) if arguments.prompt_file else [])
     tokenizer = Tokenizer.load(arguments.tokenizer or find_checkpoint(arguments.model).parent.parent / "tokenizer")
+    demand_tokenizer(arguments.model, tokenizer.fingerprint, tokenizer.path)
     with one_rank() as grid:
         model = load_generator(arguments.model, arguments.autoencoder, grid.device)
         results = generate_text(model, tokenizer, prompts, options)
     plain = [result.as_dict(options) for result in results]
-    if arguments.output:
-        write_atomically(arguments.output, json.dumps(plain, ensure_ascii=False, indent=1).encode() + b"\n")
     for result, fields in zip(results, plain, strict=True):
         if arguments.json:
             print(json.dumps(fields, ensure_ascii=False))
         else:
             show(result)
+    if arguments.output:
+        write_output(arguments.output, json.dumps(plain, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,18 @@ Example: python tools/launch.py examples/slurm/cluster.yaml examples/models/calm
 import argparse
 from pathlib import Path
 
-from calm_megatron.config.errors import run_command_line
+from calm_megatron.config.errors import UserError, run_command_line
 from calm_megatron.config.files import load_run
 from calm_megatron.launch import submit
 from calm_megatron.launch.job import load_job
+
+
+def demand_chain(chain: int | None, submitted: bool) -> None:
+    """Refuse a number of jobs that is none, or has no effect."""
+    if chain is not None and chain < 1:
+        raise UserError(f"chain is {chain}", "--chain", "give 1 or more")
+    if chain is not None and not submitted:
+        raise UserError("nothing is submitted, so there is no chain", "--chain", "give --submit too, or leave it out")
 
 
 def main() -> None:
@@ -23,11 +31,11 @@ def main() -> None:
     add(
         "--chain",
         type=int,
-        default=1,
         metavar="N",
-        help="submit N jobs, each for the case that the last did not finish",
+        help="of --submit: N jobs, each for the case that the last did not finish (default: 1)",
     )
     given = parser.parse_intermixed_args()
+    demand_chain(given.chain, given.submit)
     settings = [word for word in given.words if "=" in word]
     ours = [word for word in settings if word.startswith("slurm.")]
     job = load_job(given.job, ours)
@@ -38,7 +46,7 @@ def main() -> None:
         return
     script = submit.prepare(job, config)
     print(script.read_text(), end="")
-    jobs = submit.submit(script, max(1, given.chain))
+    jobs = submit.submit(script, given.chain or 1)
     print(f"\nsubmitted as {', '.join(jobs)}; output and snapshot in {script.parent}")
 
 

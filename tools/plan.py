@@ -20,7 +20,7 @@ def main() -> None:
     add = parser.add_argument
     add("words", nargs="+", metavar="CONFIG.yaml | section.key=value", help="files and settings of the run")
     add("--gpus", type=int, metavar="N", help="plan the run on so many GPUs")
-    add("--gpu", default="h100", metavar="NAME", help="which GPU: v100, a100, h100, h200 or b200 (default h100)")
+    add("--gpu", metavar="NAME", help="of --gpus: v100, a100, h100, h200 or b200 (default h100)")
     add("--stages", nargs="+", default=[], metavar="N", help="cut into so many pipeline stages; settings may follow")
     add("--autoencoder", type=Path, metavar="FILE", help="its model file, to count what its encoder does for a CALM")
     given = parser.parse_intermixed_args()
@@ -29,10 +29,14 @@ def main() -> None:
     stages = [_number(word) for word in given.stages if "=" not in word]
     if not stages and given.gpus is None:
         raise UserError("no number of stages is given, and no number of GPUs", "--stages", _EXAMPLE)
+    if given.gpus is None and given.gpu is not None:
+        raise UserError("a GPU is named, but not how many there are", "--gpu", "give --gpus too, or leave it out")
+    if given.gpus is not None and given.gpus < 1:
+        raise UserError(f"gpus is {given.gpus}", "--gpus", "give 1 or more")
     config = read_for_plan([word for word in words if "=" not in word], [word for word in words if "=" in word])
     autoencoder = None if given.autoencoder is None else read_autoencoder(given.autoencoder)
     if given.gpus is not None:
-        print(run_plan_text(config, given.gpus, known_device(given.gpu), autoencoder))
+        print(run_plan_text(config, given.gpus, known_device(given.gpu or "h100"), autoencoder))
     if stages:
         print(plan_text(config, stages, autoencoder))
 

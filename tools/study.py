@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from calm_megatron.config.atomic import write_atomically
+from calm_megatron.config.atomic import demand_writable, write_output
 from calm_megatron.config.errors import UserError, run_command_line
 from calm_megatron.study.grid import Cell, read_study
 from calm_megatron.study.runner import command, is_done, run_all
@@ -63,6 +63,8 @@ def main() -> None:
         for cell in cells:
             print(shlex.join(command(cell, Path(""))))
         return
+    for name in ("results.json", "table.md"):
+        demand_writable(arguments.output / name)
     if not arguments.no_train:
         run_all(cells, arguments.jobs, ROOT, Progress(cells, arguments.jobs))
     # Imported here because plotting takes seconds, which a wrong study should not cost.
@@ -80,8 +82,8 @@ def main() -> None:
         }
         for run in language
     ]
-    write_atomically(arguments.output / "results.json", json.dumps(rows, indent=1).encode() + b"\n")
-    write_atomically(arguments.output / "table.md", text.encode())
+    write_output(arguments.output / "results.json", json.dumps(rows, indent=1).encode() + b"\n")
+    write_output(arguments.output / "table.md", text.encode())
     files = draw(language, arguments.output)
     print(f"\n{text}\nwrote {arguments.output / 'table.md'}, {', '.join(map(str, files))}")
 

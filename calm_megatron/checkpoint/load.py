@@ -67,13 +67,51 @@ def load_calm(path: str | Path, autoencoder: str | Path | None = None) -> Calm:
     Args:
         path: run folder or checkpoint.
         autoencoder: where the autoencoder is now; none means where it was when the run was trained.
+
+    Raises:
+        UserError: one of the two is missing, damaged or of another kind, or they do not belong together.
     """
     checkpoint = find_checkpoint(path)
     config = _model_config(checkpoint, CalmConfig, "a CALM")
-    frozen = FrozenAutoencoder(load_autoencoder(autoencoder or config.autoencoder))
+    place = autoencoder or config.autoencoder
+    frozen = FrozenAutoencoder(load_autoencoder(place))
     model = Calm(config, frozen)
+    demand_trained_on(Manifest.load(checkpoint), frozen, place)
     _load_weights(model, checkpoint)
     return model.eval()
+
+
+def demand_trained_on(manifest: Manifest, frozen: FrozenAutoencoder, place: str | Path) -> None:
+    """Refuse an autoencoder that is not the one that a CALM was trained on; sizes alone may agree.
+
+    Args:
+        manifest: of the CALM's checkpoint; one that names no autoencoder refuses none.
+        frozen: the autoencoder, with fp32 weights.
+        place: where it was found.
+    """
+    known = manifest.fingerprints.get("autoencoder")
+    if known is not None and known != frozen.fingerprint():
+        raise UserError(
+            "this is not the autoencoder that the model was trained on: its latents mean something else",
+            str(place),
+            "name the one that was, by --autoencoder",
+        )
+
+
+def demand_tokenizer(path: str | Path, fingerprint: str, place: str | Path) -> None:
+    """Refuse a tokenizer that is not the one that a run or checkpoint was trained with, where that is known.
+
+    Args:
+        path: run folder or checkpoint.
+        fingerprint: SHA-256 of the tokenizer's file.
+        place: where it was found.
+    """
+    if tokenizer_fingerprint(path) not in (None, fingerprint):
+        raise UserError(
+            "this is not the tokenizer that the model was trained with: its ids mean something else",
+            str(place),
+            "name the one that was, by --tokenizer, or leave that out: the run folder has it",
+        )
 
 
 def load_ar_baseline(path: str | Path) -> ArBaseline:

@@ -35,6 +35,7 @@ from calm_megatron.generate.options import Exponent, GenerationOptions
 from calm_megatron.generate.outcomes import NextPatch, NextToken, Outcomes
 from calm_megatron.generate.temperature import choose, select
 from calm_megatron.model.ar_baseline import ArBaseline
+from calm_megatron.model.attention import KVCache
 from calm_megatron.model.calm import Calm
 
 
@@ -167,10 +168,26 @@ class _Decoder:
             context = [self.eod_id] + [self.pad_id] * (self.patch_size - 1)
         return _Row(prompt, context, remainder, steps)
 
+    def new_cache(self, batch_size: int, max_patches: int) -> KVCache:
+        """An empty cache.
+
+        Raises:
+            UserError: there is no memory for it.
+        """
+        try:
+            return self.outcomes.new_cache(batch_size, max_patches)
+        except (RuntimeError, TypeError):  # as torch tells of too little memory, and of a size beyond 64 bits
+            raise UserError(
+                f"there is no memory for the keys and values of {batch_size} x {max_patches:,} "
+                f"{'tokens' if self.patch_size == 1 else 'patches'}",
+                f"max_new_tokens = {self.options.max_new_tokens:,}",
+                "lower it",
+            ) from None
+
     def run(self, rows: list[_Row]) -> None:
         """Draw all patches of rows whose contexts are equally long."""
         steps = max(row.steps for row in rows)
-        cache = self.outcomes.new_cache(len(rows), len(rows[0].context) // self.patch_size + steps)
+        cache = self.new_cache(len(rows), len(rows[0].context) // self.patch_size + steps)
         feed_BT = torch.tensor([row.context for row in rows], device=self.device)
         for step in range(steps):
             hidden_BH = self.outcomes.hidden_states(feed_BT, cache)

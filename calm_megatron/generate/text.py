@@ -87,12 +87,12 @@ def read_prompts(path: Path) -> list[str]:
         UserError: the file is missing, not UTF-8, or empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the prompts: {error.strerror}", str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError(f"the prompts are not UTF-8 (byte {error.start})", str(path), "convert the file") from None
-    prompts = [line.replace("\\n", "\n") for line in lines if line.strip()]
+    prompts = [line.removesuffix("\r").replace("\\n", "\n") for line in lines if line.strip()]
     if not prompts:
         raise UserError("the file holds no prompt", str(path), "write one prompt a line")
     return prompts

@@ -71,6 +71,19 @@ class JobConfig(Section):
         """Of a node."""
         return self.ranks_per_node or self.gpus_per_node
 
+    @property
+    def seconds(self) -> int:
+        """The time limit; 0 means none.
+
+        Without days Slurm writes minutes, minutes:seconds or hours:minutes:seconds, behind days hours come first.
+        """
+        days, dash, rest = self.time.rpartition("-")
+        numbers = [int(part) for part in rest.split(":")]
+        if not dash and len(numbers) < 3:
+            numbers.insert(0, 0)
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class _JobFile(Section):
@@ -90,4 +103,10 @@ def load_job(file: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     if job.container and job.virtual_environment:
         what = "slurm.container and slurm.virtual_environment are both set"
         raise UserError(what, str(file), "set slurm.virtual_environment=null: the image has its own Python")
+    if job.container_mounts and not job.container:
+        what = "slurm.container_mounts is set, but slurm.container is not"
+        raise UserError(what, str(file), "set slurm.container, or leave the mounts out")
+    if 0 < job.seconds <= job.warning_seconds:
+        what = f"slurm.warning_seconds = {job.warning_seconds} is not below slurm.time = {job.time}"
+        raise UserError(what, str(file), "give the job more time: it would save and stop before it begins")
     return job

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder, saved_config, state_of
+from calm_megatron.checkpoint.load import demand_trained_on, find_checkpoint, load_autoencoder, saved_config, state_of
 from calm_megatron.checkpoint.manifest import Manifest
 from calm_megatron.checkpoint.meter import Meter, silent
 from calm_megatron.checkpoint.official_config import (
@@ -173,12 +173,7 @@ def _open_autoencoder(main: _Part, place: str) -> _Part:
     assert isinstance(main.run.model, CalmConfig)
     frozen = FrozenAutoencoder(load_autoencoder(part.checkpoint))
     check_autoencoder(main.run.model, frozen.config)
-    if main.manifest.fingerprints.get("autoencoder", found := frozen.fingerprint()) != found:
-        raise UserError(
-            "this is not the autoencoder that the model was trained on: its latents mean something else",
-            str(part.checkpoint),
-            "name the one that was, by --autoencoder",
-        )
+    demand_trained_on(main.manifest, frozen, part.checkpoint)
     return part
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from calm_megatron.config.atomic import write_atomically
+from calm_megatron.config.atomic import demand_writable, write_output
 from calm_megatron.config.errors import UserError
 from calm_megatron.telemetry import formats, report_charts
 from calm_megatron.telemetry.run_folder import RunFolder, read_run
@@ -53,12 +53,15 @@ def write_report(
         The path of the report.
 
     Raises:
-        UserError: when no run is named, a named folder or file is missing, or one is damaged.
+        UserError: when no run is named, a named folder or file is missing, one is damaged, or the report cannot be
+            written.
     """
     if autoencoder_run is None and calm_run is None:
         raise UserError("a report needs a run", "", "name the folder of an autoencoder run, of a CALM run, or of both")
     if evaluation is not None and calm_run is None:
         raise UserError("an evaluation needs the CALM run that it belongs to", str(evaluation), "name the CALM run too")
+    path = run_directory / FILE_NAME
+    demand_writable(path)
     autoencoder = read_run("autoencoder", autoencoder_run) if autoencoder_run else None
     calm = read_run("calm", calm_run, evaluation) if calm_run else None
     runs = [run for run in (autoencoder, calm) if run is not None]
@@ -78,8 +81,7 @@ def write_report(
         "environment": _environment(runs),
         "commands": list(commands),
     }
-    path = run_directory / FILE_NAME
-    write_atomically(path, _render(content).encode())
+    write_output(path, _render(content).encode())
     return path
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 
@@ -12,6 +12,7 @@ from calm_megatron.telemetry.files import read_json
 from calm_megatron.telemetry.run_log import FILE_NAME, RunLog, read_log
 
 Task = Literal["autoencoder", "calm"]
+Content = TypeVar("Content", dict[str, Any], list[Any])
 _SCORE = ("brierlm", "brierlm_low", "brierlm_high", "brier")
 _NEEDED = {"autoencoder": ("token_accuracy_sample", "token_accuracy_mean", "latent_size"), "calm": ("loss",)}
 
@@ -64,12 +65,12 @@ def read_run(task: Task, directory: Path, evaluation: Path | None = None) -> Run
         log=read_log(log) if log.is_file() else None,
         evaluation=_read_evaluation(task, evaluation or directory / "evaluation.json"),
         baselines=_read_baselines(directory / "baselines.json"),
-        samples=tuple(_optional(directory / "samples.json", [])),
+        samples=_read_samples(directory / "samples.json"),
     )
 
 
 def _read_evaluation(task: Task, path: Path) -> Mapping[str, Any] | None:
-    evaluation: Mapping[str, Any] | None = _optional(path, None)
+    evaluation = _optional(path, dict)
     if evaluation is not None and evaluation.get("task") != task:
         raise UserError(
             f"this is an evaluation of {evaluation.get('task')!r}, and one of {task!r} is needed",
@@ -82,10 +83,18 @@ def _read_evaluation(task: Task, path: Path) -> Mapping[str, Any] | None:
 
 
 def _read_baselines(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    baselines: Mapping[str, Mapping[str, Any]] = _optional(path, {})
+    baselines = _optional(path, dict) or {}
     for name, found in baselines.items():
+        _demand(found, dict, f"{path}, {name}")
         _refuse_gaps(found, _SCORE, f"{path}, {name}")
     return baselines
+
+
+def _read_samples(path: Path) -> tuple[Mapping[str, Any], ...]:
+    samples = _optional(path, list) or []
+    for number, sample in enumerate(samples):
+        _demand(sample, dict, f"{path}, sample {number}")
+    return tuple(samples)
 
 
 def _refuse_gaps(found: Mapping[str, Any], needed: tuple[str, ...], where: str) -> None:
@@ -105,5 +114,17 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _optional(path: Path, otherwise: Any) -> Any:
-    return read_json(path) if path.is_file() else otherwise
+def _optional(path: Path, kind: type[Content]) -> Content | None:
+    """The content of a file of ours, which is an object or a list; none if there is no such file."""
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    _demand(found, kind, str(path))
+    return cast(Content, found)
+
+
+def _demand(found: object, kind: type, where: str) -> None:
+    if not isinstance(found, kind):
+        wanted = "an object" if kind is dict else "a list"
+        again = "make it again with the tool that wrote it"
+        raise UserError(f"this is not {wanted}, as a run writes it", where, again)

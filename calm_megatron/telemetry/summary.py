@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from calm_megatron.config.atomic import write_atomically
+from calm_megatron.config.atomic import write_output
 from calm_megatron.config.errors import UserError
 from calm_megatron.telemetry.run_folder import RunFolder, read_run
 from calm_megatron.telemetry.run_log import RunLog
@@ -54,7 +54,7 @@ def build_summary(autoencoder_run: Path, calm_run: Path) -> dict[str, Any]:
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write a summary; the file is whole or not there."""
-    write_atomically(path, orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    write_output(path, orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def median_throughput(log: RunLog) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from calm_megatron.checkpoint.load import find_checkpoint, load_ar_baseline, load_autoencoder, load_calm, saved_config
-from calm_megatron.config.atomic import write_atomically
+from calm_megatron.config.atomic import demand_writable, write_output
 from calm_megatron.config.checks import check
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import ArConfig, AutoencoderConfig, CalmConfig, DataConfig, RunConfig
@@ -23,6 +23,8 @@ from calm_megatron.train.autoencoder_task import AutoencoderTask
 from calm_megatron.train.calm_task import CalmTask
 from calm_megatron.train.task import evaluation_plan
 
+BASELINES_FILE = "baselines.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequest:
@@ -34,7 +36,8 @@ class EvaluationRequest:
     """Of a CALM: where its autoencoder is now; none means where it was."""
     data: str | None = None
     """Prefix of another data set, scored as a whole instead of a split of the run's."""
-    split: Literal["train", "valid", "test"] = "valid"
+    split: Literal["train", "valid", "test"] | None = None
+    """Of the run's data; none means `valid`."""
     eval_iters: int = 0
     """Micro-batches of each rank; 0 takes the whole set."""
     micro_batch_size: int | None = None
@@ -61,6 +64,10 @@ class EvaluationRequest:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}", f"--{name.replace('_', '-')}", f"give {least} or more")
+        if self.data is not None and self.split is not None:
+            raise UserError("another data set is scored as a whole", "--split", "leave it or --data out")
+        if self.baselines and self.output is not None and self.output.name == BASELINES_FILE:
+            raise UserError("the baselines are written to this file", f"--output {self.output}", "name another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,23 +87,26 @@ def evaluate_run(request: EvaluationRequest) -> EvaluationResult | None:
         The result at the main rank, none at others.
 
     Raises:
-        UserError: checkpoint or data are missing or do not fit, or the request does not fit the model.
+        UserError: checkpoint or data are missing or do not fit, the request does not fit the model, or the scores
+            cannot be written.
     """
     checkpoint = find_checkpoint(request.model)
     config = _config(request)
-    split = "test" if request.data else request.split
+    split = "test" if request.data else request.split or "valid"
+    output = request.output or checkpoint.parent.parent / "evaluation.json"
+    for file in (output, output.with_name(BASELINES_FILE)) if request.baselines else (output,):
+        demand_writable(file)
     with one_rank() as grid:
         scores, baselines = _score(config, grid, request, split)
         if not grid.is_main:
             return None
     step = json.loads((checkpoint / "progress.json").read_text())["step"]
-    output = request.output or checkpoint.parent.parent / "evaluation.json"
     result = EvaluationResult(
         scores={"step": step, **scores, "split": request.data or split}, baselines=baselines, output=output
     )
-    write_atomically(output, json.dumps(result.scores, indent=2).encode() + b"\n")
+    write_output(output, json.dumps(result.scores, indent=2).encode() + b"\n")
     if baselines:
-        write_atomically(output.with_name("baselines.json"), json.dumps(baselines, indent=2).encode() + b"\n")
+        write_output(output.with_name(BASELINES_FILE), json.dumps(baselines, indent=2).encode() + b"\n")
     return result
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from calm_megatron.checkpoint.load import find_checkpoint, load_autoencoder, load_calm, saved_config, whole_weights
+from calm_megatron.checkpoint.load import (
+    demand_tokenizer,
+    find_checkpoint,
+    load_autoencoder,
+    load_calm,
+    saved_config,
+    whole_weights,
+)
 from calm_megatron.checkpoint.store import CheckpointStore, step_of
 from calm_megatron.config.errors import UserError
 from calm_megatron.config.schema import AutoencoderConfig, CalmConfig, RunConfig
@@ -88,6 +95,38 @@ def test_an_autoencoder_that_was_moved_can_be_named(calm_run: Path, autoencoder_
         load_calm(calm_run)
     assert str(autoencoder_run) in str(caught.value)
     assert load_calm(calm_run, autoencoder=moved).config.num_layers == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_another_autoencoder_of_the_same_sizes_is_refused(
+    grid: Grid, config_of: ConfigOf, calm: Calm, autoencoder: Autoencoder, tmp_path: Path, known: bool
+) -> None:
+    """Named, or trained anew in place; a checkpoint that does not know its own takes any."""
+    model = {"type": "calm", "autoencoder": calm.config.autoencoder, "num_layers": 1, "num_attention_heads": 2}
+    fingerprints = {"autoencoder": calm.autoencoder.fingerprint()} if known else {}
+    store = CheckpointStore(config_of(model, run__directory=str(tmp_path / "calm")), grid, fingerprints)
+    save(store, SmallEngine(calm), 4)
+    load_calm(tmp_path / "calm")
+    initialise(autoencoder, seed=2, std=0.3)
+    save(CheckpointStore(config_of(run__directory=str(tmp_path / "other")), grid), SmallEngine(autoencoder), 3)
+    save(CheckpointStore(config_of(run__directory=str(tmp_path / "ae")), grid), SmallEngine(autoencoder), 4)
+    for place in (tmp_path / "other", None):
+        if known:
+            with pytest.raises(UserError, match="not the autoencoder that the model was trained on"):
+                load_calm(tmp_path / "calm", place)
+        else:
+            load_calm(tmp_path / "calm", place)
+
+
+def test_another_tokenizer_is_refused_where_the_own_is_known(
+    grid: Grid, config_of: ConfigOf, autoencoder: Autoencoder, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    store = CheckpointStore(config_of(run__directory=str(tmp_path / "known")), grid, {"tokenizer": "12ab"})
+    save(store, SmallEngine(autoencoder), 3)
+    demand_tokenizer(tmp_path / "known", "12ab", "here")
+    demand_tokenizer(autoencoder_run, "34cd", "here")
+    with pytest.raises(UserError, match=r"not the tokenizer that the model was trained with(.|\n)*--tokenizer"):
+        demand_tokenizer(tmp_path / "known", "34cd", "here")
 
 
 @pytest.mark.parametrize("name", [SHARD, "progress.json", "manifest.json"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from calm_megatron.config.atomic import demand_writable, write_output
 from calm_megatron.config.errors import UserError, run_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,3 +72,20 @@ def test_a_pipe_that_breaks_elsewhere_is_not_hidden() -> None:
 def test_a_programming_error_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command_line(lambda: 1 // 0)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work_and_after(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(UserError, match="no file that could be written"):
+            demand_writable(path)
+    for path in (tmp_path / "file" / "x.json", Path("/proc/x.json"), Path("/proc/new/x.json"), tmp_path / ("x" * 300)):
+        for write in (demand_writable, lambda path: write_output(path, b"")):
+            with pytest.raises(UserError, match="this cannot be written") as caught:
+                write(path)
+            assert caught.value.where == str(path)
+    demand_writable(tmp_path / "new" / "folder" / "x.json")
+    demand_writable(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    write_output(tmp_path / "new" / "x.json", b"{}")
+    assert (tmp_path / "new" / "x.json").read_bytes() == b"{}"

@@ -86,3 +86,10 @@ def test_the_tool_refuses_what_is_no_model(
     refused = program("tools/brier.py", "--model", tmp_path, "--input", runs / "text", "--output", tmp_path / "x.json")
     message = "has no config.json" if importlib.util.find_spec("transformers") else "transformers cannot be imported"
     assert refused.returncode == 2 and message in refused.stderr
+
+
+def test_the_tool_refuses_a_folder_as_its_output(
+    runs: Path, tmp_path: Path, program: Callable[..., CompletedProcess[str]]
+) -> None:
+    refused = program("tools/brier.py", "--model", tmp_path, "--input", runs / "text", "--output", tmp_path)
+    assert refused.returncode == 2 and "no file that could be written" in refused.stderr

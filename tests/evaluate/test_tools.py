@@ -114,6 +114,10 @@ def test_evaluate_on_part_of_another_data_set(runs: Path, tmp_path: Path, tool: 
         (["--model", "{runs}/calm", "--eval-iters", "-1"], "eval_iters is -1"),
         (["--model", "{runs}/calm", "--rollout-positions", "9"], "a patch holds all four tokens"),
         (["--model", "{runs}/ar", "--rollout-positions", "-1"], "rollout_positions is -1"),
+        (["--model", "{runs}/calm", "--baselines", "--output", "x/baselines.json"], "baselines are written to this"),
+        (["--model", "{runs}/calm", "--data", "{runs}/data/corpus", "--split", "train"], "scored as a whole"),
+        (["--model", "{runs}/calm", "--output", "{runs}"], "no file that could be written"),
+        (["--model", "{runs}/calm", "--output", "/proc/x.json"], "cannot be written"),
     ],
 )
 def test_evaluate_refuses(runs: Path, arguments: list[str], message: str, tool: Tool) -> None:
@@ -173,6 +177,11 @@ def test_generate_refuses_options_without_effect(runs: Path, arguments: tuple[ob
         (["--model", "{runs}/calm", "--prompt-file", "{runs}/nothing.txt"], "cannot read the prompts"),
         (["--model", "{runs}/calm", "--prompt", "x", "--tokenizer", "{runs}/text"], "there is no tokenizer"),
         (["--model", "{runs}/calm", "--prompt", "x", "--seed", "-1"], "seed is -1"),
+        (["--model", "{runs}/calm", "--prompt", "gr\udcfcn"], "prompt 1 is not UTF-8"),
+        (["--model", "{runs}/calm", "--prompt", "x", "--max-new-tokens", str(10**11)], "max_new_tokens = 100,000,"),
+        (["--model", "{runs}/ar", "--prompt", "x", "--max-new-tokens", str(10**30)], "there is no memory"),
+        (["--model", "{runs}/calm", "--prompt", "x", "--output", "{runs}"], "no file that could be written"),
+        (["--model", "{runs}/calm", "--prompt", "x", "--output", "{runs}/text/tales.jsonl/x"], "cannot be written"),
     ],
 )
 def test_generate_refuses(runs: Path, arguments: list[str], message: str, tool: Tool) -> None:

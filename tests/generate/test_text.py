@@ -44,6 +44,8 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\n  two \\n lines\n")
     assert read_prompts(path) == ["one", "  two \n lines"]
+    path.write_bytes("one\x0cpage\u2028here\r\ntwo\x85".encode())
+    assert read_prompts(path) == ["one\x0cpage\u2028here", "two\x85"]
     path.write_text("\n\n")
     with pytest.raises(UserError, match="holds no prompt"):
         read_prompts(path)

@@ -45,6 +45,8 @@ def test_the_tool_shows_a_script_and_writes_nothing(tmp_path: Path, program: Pro
         ("slurm.time=tomorrow", "cannot be 'tomorrow'"),
         ("slurm.warning_seconds=10", "greater than or equal to 90"),
         ("slurm.gpus_per_node=0", "slurm.ranks_per_node is not set"),
+        ("slurm.container_mounts=/data:/data", "slurm.container is not"),
+        ("slurm.time='5'", "slurm.warning_seconds = 300 is not below slurm.time = 5"),
         ("slurm.container=image", "slurm.virtual_environment are both set"),
     ],
 )
@@ -52,6 +54,32 @@ def test_a_wrong_job_is_refused(word: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         load_job(CLUSTER, [word])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("2:03:04", 7384),
+        ("1-02", 93_600),
+        ("1-02:03", 93_780),
+        ("1-02:03:04", 93_784),
+        ("0", 0),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time: str, seconds: int) -> None:
+    assert load_job(CLUSTER, [f"slurm.time={time!r}"]).seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--chain", "0", "--submit"], "chain is 0"), (["--chain", "3"], "nothing is submitted")]
+)
+def test_a_chain_without_jobs_is_refused(words: list[str], said: str, tmp_path: Path, program: Program) -> None:
+    run = tmp_path / "run"
+    done = program(ROOT / "tools" / "launch.py", CLUSTER, *XL, f"run.directory={run}", "data.data_path=x", *words)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert not run.exists()
 
 
 def test_a_container_takes_the_place_of_the_environment(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from calm_megatron.config.errors import UserError
+from calm_megatron.config.errors import RANK_LOST, UserError
 from calm_megatron.parallel.grid import Grid, data_parallel_size, one_rank
 from tests.small_runs import ROOT
 
@@ -58,7 +58,7 @@ def test_ranks_that_do_not_come_are_one_message() -> None:
         env={**os.environ, **lonely, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    assert done.returncode == 2
+    assert done.returncode == RANK_LOST
     assert "rank 1 of 2 could not join the others" in done.stderr
     assert "where: rendezvous 127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr

@@ -101,6 +101,9 @@ def test_a_layout_that_does_not_divide_is_replaced_by_the_quickest(program: Prog
     [
         ([XL, "--gpus", "8", "--gpu", "abacus"], "nothing is known of a GPU 'abacus'"),
         ([XL, "--gpus", "3"], "do not divide 3 GPUs"),
+        ([XL, "--gpus", "0"], "gpus is 0"),
+        ([XL, "--gpus", "-8"], "gpus is -8"),
+        ([XL, "--stages", "4", "--gpu", "a100"], "a GPU is named, but not how many"),
         ([XL, "--gpus", "8", "model.head={type: flow}"], "energy head alone"),
     ],
 )

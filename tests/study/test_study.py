@@ -168,3 +168,10 @@ def test_other_settings_are_refused(study: tuple[Path, list[str]]) -> None:
     _, err = process.communicate(timeout=200)
     assert process.returncode == 2
     assert "made with other settings: optimizer.lr" in err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = start(study_file(tmp_path, tmp_path / "corpus"), "--output", tmp_path / "file")
+    printed, said = done.communicate(timeout=60)
+    assert (done.returncode, printed) == (2, "") and "cannot be written" in said and "Traceback" not in said

@@ -155,6 +155,15 @@ def test_exchanged_runs_are_refused(autoencoder_run: Path, calm_run: Path, tmp_p
         ("evaluation.json", "{", "not valid JSON"),
         ("config.yaml", "a: [", "not valid YAML"),
         ("evaluation.json", '{"task": "calm"}', "no loss"),
+        ("evaluation.json", "[]", "not an object"),
+        ("evaluation.json", '"x"', "not an object"),
+        ("evaluation.json", "null", "not an object"),
+        ("baselines.json", "null", "not an object"),
+        ("baselines.json", "[1]", "not an object"),
+        ("baselines.json", '{"unigram": 3}', "not an object"),
+        ("samples.json", "null", "not a list"),
+        ("samples.json", '{"prompt": "x"}', "not a list"),
+        ("samples.json", "[1]", "not an object"),
     ],
 )
 def test_damaged_files_are_refused(name: str, content: str, said: str, calm_run: Path, tmp_path: Path) -> None:
@@ -162,6 +171,12 @@ def test_damaged_files_are_refused(name: str, content: str, said: str, calm_run:
     with pytest.raises(UserError, match=said) as error:
         write_report(tmp_path, calm_run=calm_run)
     assert name in error.value.where
+
+
+def test_a_place_that_cannot_be_written_is_refused(calm_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(tmp_path / "file", calm_run=calm_run)
 
 
 def test_losses_that_are_not_numbers_are_left_out_of_the_charts() -> None:
