@@ -58,7 +58,7 @@ def test_what_cannot_be_written_leaves_the_old_file(autoencoder_run: Path, calm_
     path = tmp_path / "summary.json"
     path.write_text("old")
     (path.parent / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UserError, match="cannot be written"):
         write_summary(path.parent / "folder", build_summary(autoencoder_run, calm_run))
     assert path.read_text() == "old"
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")], "no temporary file stays behind"
