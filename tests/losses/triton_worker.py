@@ -15,7 +15,7 @@ def compare(name: str, samples_NRZ: Tensor, std_RZ: Tensor, noise_MrZ: Tensor, b
     """Stop unless both agree: score to 1e-5, gradient to 1e-4."""
     samples_NRZ.requires_grad_()
     patches = samples_NRZ.shape[1]
-    block = NoiseBlock(patches, noise_MrZ)
+    block = NoiseBlock(patches, noise_MrZ.clone())  # it is used up
     terms = energy_score_of_blocks(samples_NRZ, torch.zeros_like(std_RZ), std_RZ.log(), [block], beta)
     terms.score.sum().backward()
     assert samples_NRZ.grad is not None
