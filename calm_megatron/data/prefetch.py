@@ -3,7 +3,6 @@
 The place in the data is one integer, the samples consumed. What is read ahead is no state: it is read again.
 """
 
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,12 +34,6 @@ class _Reading(Dataset[Rows]):
             return read_batch(self._sequences, indices)
         except UserError as error:
             return error
-
-
-def _deaf(worker: int) -> None:
-    """Leave the launcher's signals, which reach all processes of a rank, to the one that trains: it saves first."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainingBatches:
@@ -148,7 +141,6 @@ class TrainingBatches:
             num_workers=self._workers,
             prefetch_factor=self._ahead + 1,
             multiprocessing_context="fork",
-            worker_init_fn=_deaf,
         )
         answers: Iterator[Rows] = iter(loader)
         return lambda: self._assembled(next(self._steps), answers)
