@@ -67,8 +67,12 @@ class Manifest:
 
     def problems(self, folder: Path, number: int = 0, count: int = 1) -> list[str]:
         """What is wrong with the files, or with the one of `count` shares of them that falls to rank `number`."""
+        return list(self.problem_files(folder, number, count).values())
+
+    def problem_files(self, folder: Path, number: int = 0, count: int = 1) -> dict[str, str]:
+        """The same by the name of the file."""
         share = self.files[number::count]
-        return [problem for entry in share if (problem := entry.problem(folder))]
+        return {entry.name: problem for entry in share if (problem := entry.problem(folder))}
 
     def shards(self, folder: Path) -> list[Path]:
         """The files with weights and moments."""

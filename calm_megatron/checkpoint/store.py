@@ -302,10 +302,10 @@ class Unreadable(UserError):
 def _problems(folder: Path, number: int, count: int) -> list[tuple[str, str]]:
     """Name and problem of those of a checkpoint's files that fall to rank `number`."""
     try:
-        files = Manifest.load(folder).files[number::count]
+        found = Manifest.load(folder)
     except UserError as error:
         return [(manifest.FILE, error.what)]
-    return [(entry.name, problem) for entry in files if (problem := entry.problem(folder))]
+    return list(found.problem_files(folder, number, count).items())
 
 
 def _unproven(folder: Path, reported: Sequence[tuple[int, str, str]]) -> str | None:

@@ -1,6 +1,5 @@
 """What a worker process does: the texts of a block to a part on disk."""
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calm_megatron.config.errors import UserError
+from calm_megatron.config.parent import die_with_parent
 from calm_megatron.data.blocks import Block, piece_texts
 from calm_megatron.data.fit import same_ids
 from calm_megatron.data.index_file import LARGEST_DOCUMENT, dtype_of_ids
@@ -19,7 +19,6 @@ from calm_megatron.data.records import ReadOptions, Tally
 from calm_megatron.data.sources import Source
 from calm_megatron.data.tokenizer import Tokenizer
 
-_PR_SET_PDEATHSIG = 1
 _CHECKED_CHARACTERS = 20_000
 
 
@@ -36,8 +35,8 @@ class Encoding:
 
 
 def end_with_parent() -> None:
-    """Let the kernel end this process when its parent dies: no worker may outlive a killed run and write on."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Begin a worker: none may outlive a killed run and write on."""
+    die_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # There is a worker for each core already.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

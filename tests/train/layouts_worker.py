@@ -22,8 +22,8 @@ from calm_megatron.checkpoint.progress import Progress
 from calm_megatron.checkpoint.store import CheckpointStore
 from calm_megatron.config.errors import run_command_line
 from calm_megatron.config.files import load_run
+from calm_megatron.config.parent import die_with_parent
 from calm_megatron.data.batch import Batch
-from calm_megatron.launch.rank import die_with_parent
 from calm_megatron.parallel import cpu_backend
 from calm_megatron.parallel import grid as parallel
 from calm_megatron.train import loop
